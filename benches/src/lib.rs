@@ -1,0 +1,1 @@
+//! Benchmarks of cmbfs: what they share. The benchmarks themselves are under `benches/`.

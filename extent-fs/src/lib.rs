@@ -1,0 +1,1 @@
+//! A tiny extent filesystem with leases: blocks, names, layouts. It knows nothing of memory windows.

@@ -1,0 +1,10 @@
+//! A polled NVMe driver in user space, and the emulated controller that proves it.
+//!
+//! * [`spec`]: the words of the NVMe specification: registers, commands, completions, status, identify data
+//! * [`pci`]: what the driver needs of a PCI function; VFIO, vfio-user and the emulated controller provide it
+//! * [`mem`]: memory that devices and other processes share with us
+//! * [`disk`]: a block device as the layers above see it
+pub mod disk;
+pub mod mem;
+pub mod pci;
+pub mod spec;

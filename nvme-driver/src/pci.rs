@@ -1,0 +1,195 @@
+//! What the driver needs of a PCI function, and nothing more.
+//!
+//! Three backings implement [`PciFunction`]: VFIO, vfio-user, and the emulated controller. All methods take
+//! `&self`: a function is shared between the controller, its queues and whoever maps peers.
+
+use std::fmt;
+use std::io;
+use std::ops::RangeInclusive;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use crate::mem::{Mapping, OutOfRange};
+
+/// A PCI address, `DDDD:BB:DD.F`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PciAddress {
+    /// Domain (segment).
+    pub domain: u16,
+    /// Bus number.
+    pub bus: u8,
+    /// Device number, 0 to 31.
+    pub device: u8,
+    /// Function number, 0 to 7.
+    pub function: u8,
+}
+
+impl fmt::Display for PciAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:04x}:{:02x}:{:02x}.{:x}", self.domain, self.bus, self.device, self.function)
+    }
+}
+
+/// What a device may do with memory that is mapped for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DmaAccess {
+    /// The device may read it.
+    Read,
+    /// The device may write it.
+    Write,
+    /// Both.
+    ReadWrite,
+}
+
+impl DmaAccess {
+    /// Whether the device may read.
+    pub fn readable(self) -> bool {
+        self != Self::Write
+    }
+
+    /// Whether the device may write.
+    pub fn writable(self) -> bool {
+        self != Self::Read
+    }
+}
+
+/// One base address register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bar {
+    /// Size in bytes; 0 when not implemented.
+    pub size: u64,
+    /// A 64-bit BAR.
+    pub is_64bit: bool,
+    /// A prefetchable BAR.
+    pub prefetchable: bool,
+    /// The address on the bus where the device decodes it, if known (VFIO: from sysfs or config space).
+    pub bus_address: Option<u64>,
+}
+
+/// Access to a PCI function failed.
+#[derive(Debug, thiserror::Error)]
+pub enum PciError {
+    /// Register or config access outside what the function has.
+    #[error("{what} at offset {offset:#x} is outside what {function} has")]
+    OutOfRange {
+        /// The function's name.
+        function: String,
+        /// What was accessed.
+        what: &'static str,
+        /// Offset in bytes.
+        offset: u64,
+    },
+    /// A DMA mapping was refused.
+    #[error("cannot map {len} bytes at IOVA {iova:#x} for {function}: {reason}")]
+    DmaMap {
+        /// The function's name.
+        function: String,
+        /// First I/O virtual address.
+        iova: u64,
+        /// Length in bytes.
+        len: u64,
+        /// Why, and what to do about it.
+        reason: String,
+    },
+    /// A DMA unmapping was refused.
+    #[error("cannot unmap {len} bytes at IOVA {iova:#x} of {function}: {reason}")]
+    DmaUnmap {
+        /// The function's name.
+        function: String,
+        /// First I/O virtual address.
+        iova: u64,
+        /// Length in bytes.
+        len: u64,
+        /// Why.
+        reason: String,
+    },
+    /// The function is gone: its registers read as all ones or its socket is closed.
+    #[error("{0} has been removed")]
+    Removed(String),
+    /// The function cannot do this.
+    #[error("{function} does not support {what}")]
+    Unsupported {
+        /// The function's name.
+        function: String,
+        /// What it does not support.
+        what: &'static str,
+    },
+    /// Memory behind a BAR or DMA range was addressed out of range.
+    #[error(transparent)]
+    Memory(#[from] OutOfRange),
+    /// The system refused.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was attempted, and on what.
+        what: String,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+/// A PCI function: BARs, config space, DMA map and unmap, reset, interrupts.
+pub trait PciFunction: Send + Sync + fmt::Debug {
+    /// The name to use in messages: a PCI address, a socket path, an image path.
+    fn name(&self) -> &str;
+
+    /// Reads `size` (1, 2 or 4) bytes of config space at `offset`.
+    fn config_read(&self, offset: u16, size: u8) -> Result<u32, PciError>;
+
+    /// Writes `size` (1, 2 or 4) bytes of config space at `offset`.
+    fn config_write(&self, offset: u16, size: u8, value: u32) -> Result<(), PciError>;
+
+    /// Describes BAR `index` (0 to 5).
+    fn bar(&self, index: u8) -> Result<Bar, PciError>;
+
+    /// Reads a 32-bit register.
+    fn read32(&self, bar: u8, offset: u64) -> Result<u32, PciError>;
+
+    /// Writes a 32-bit register.
+    fn write32(&self, bar: u8, offset: u64, value: u32) -> Result<(), PciError>;
+
+    /// Reads a 64-bit register (as one access, or low half first where the transport has only 32 bits).
+    fn read64(&self, bar: u8, offset: u64) -> Result<u64, PciError>;
+
+    /// Writes a 64-bit register (as above).
+    fn write64(&self, bar: u8, offset: u64, value: u64) -> Result<(), PciError>;
+
+    /// Maps `len` bytes of BAR `index` from `offset` into this process, or `None` where that range can only be
+    /// reached through `read32` and its siblings. `offset` and `len` are multiples of 4 KiB.
+    fn map_bar(&self, index: u8, offset: u64, len: u64) -> Result<Option<Arc<Mapping>>, PciError>;
+
+    /// I/O virtual addresses the IOMMU accepts, reserved ranges taken out, in ascending order.
+    fn iova_ranges(&self) -> Vec<RangeInclusive<u64>>;
+
+    /// Lets the device reach `len` bytes of `memory` from `offset` at `iova`. All are multiples of 4 KiB. The function
+    /// keeps the `Arc` until [`dma_unmap`](Self::dma_unmap), so the memory cannot go away under the device.
+    fn dma_map(
+        &self,
+        memory: &Arc<Mapping>,
+        offset: usize,
+        len: usize,
+        iova: u64,
+        access: DmaAccess,
+    ) -> Result<(), PciError>;
+
+    /// Takes exactly one earlier mapping back. When it returns, a DMA to it faults.
+    fn dma_unmap(&self, iova: u64, len: usize) -> Result<(), PciError>;
+
+    /// Resets the function (FLR or equivalent). DMA mappings survive; everything else is as after power-on.
+    fn reset(&self) -> Result<(), PciError>;
+
+    /// Sets or clears Bus Master Enable: off, the function cannot DMA at all.
+    fn set_bus_master(&self, on: bool) -> Result<(), PciError>;
+
+    /// Has MSI-X vector `n` signal `eventfds[n]`. An empty slice turns MSI-X off.
+    fn set_interrupts(&self, eventfds: &[OwnedFd]) -> Result<(), PciError>;
+
+    /// Lets a device that is emulated inline make progress; says whether it did any work. Real hardware makes its own progress.
+    fn step(&self) -> bool {
+        false
+    }
+
+    /// Whether [`step`](Self::step) must be called for the device to make progress.
+    fn needs_step(&self) -> bool {
+        false
+    }
+}

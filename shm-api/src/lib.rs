@@ -1,0 +1,1 @@
+//! The shared-memory protocol: wire format, server and client.

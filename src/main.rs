@@ -1,0 +1,2 @@
+//! The `cmbfs` command.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Whole-stack tests of cmbfs: what they share. The tests themselves are under `tests/`.
