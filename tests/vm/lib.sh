@@ -1,0 +1,116 @@
+# Functions of the QEMU lab: requirements, kernel, initramfs, boot. Sourced by `run`; nothing here needs root.
+# Everything made or downloaded is kept under target/vm/ and reused.
+
+die() { echo "tests/vm: $*" >&2; exit 2; }
+
+# need COMMAND PACKAGE: is it there, and if not, how to get it.
+need() {
+    command -v "$1" >/dev/null && return 0
+    echo "tests/vm: $1 is missing; install it with: sudo apt-get install -y --no-install-recommends $2" >&2
+    return 1
+}
+
+check_requirements() {
+    local ok=0
+    need qemu-system-x86_64 qemu-system-x86 || ok=1
+    need busybox busybox-static || ok=1
+    need cpio cpio || ok=1
+    need xz xz-utils || ok=1
+    need zstd zstd || ok=1
+    need dpkg-deb dpkg || ok=1
+    need cargo "rustc (or rustup, see README)" || ok=1
+    if [ "$ok" = 0 ] && ldd "$(command -v busybox)" >/dev/null 2>&1; then
+        echo "tests/vm: busybox is linked dynamically; install the static one: sudo apt-get install -y busybox-static" >&2
+        ok=1
+    fi
+    return "$ok"
+}
+
+# unpack_kernel DEB... DIR: modules and a bootable image, without installing anything.
+unpack_kernel() {
+    local dir=${!#} image deb
+    for deb in "${@:1:$#-1}"; do dpkg-deb -x "$deb" "$dir/x"; done
+    image=$(echo "$dir"/x/boot/vmlinuz-*)
+    [ -f "$image" ] || die "no kernel image in $*"
+    # The ELF inside the bzImage boots (by PVH) in half the time that the bzImage needs to unpack itself.
+    extract_elf "$image" "$dir/vmlinux.tmp" || cp "$image" "$dir/vmlinux.tmp"
+    mv "$dir/vmlinux.tmp" "$dir/vmlinux"
+}
+
+# extract_elf BZIMAGE OUT: tries every place that looks like the start of a compressed ELF.
+extract_elf() {
+    local at
+    for at in $(LC_ALL=C grep -aboP '\xfd7zXZ\x00' "$1" | cut -d: -f1); do
+        tail -c +$((at + 1)) "$1" | xz -dcq >"$2" 2>/dev/null
+        is_elf "$2" && return 0
+    done
+    for at in $(LC_ALL=C grep -aboP '\x28\xb5\x2f\xfd' "$1" | cut -d: -f1); do
+        tail -c +$((at + 1)) "$1" | zstd -dcq >"$2" 2>/dev/null
+        is_elf "$2" && return 0
+    done
+    rm -f "$2"
+    return 1
+}
+is_elf() { [ "$(head -c 4 "$1" | tail -c 3)" = ELF ] && [ "$(stat -c %s "$1")" -gt 10000000 ]; }
+
+# kernel_6_1: prints the folder of Debian 12's cloud kernel (vmlinux, x/lib/modules).
+kernel_6_1() {
+    local dir=$VM/kernel-6.1 package
+    if [ ! -s "$dir/vmlinux" ]; then
+        package=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null | awk '/Depends: linux-image-6/ {print $2; exit}')
+        [ -n "$package" ] || die "apt knows no linux-image-cloud-amd64; run: sudo apt-get update (a Debian 12 package source is needed)"
+        rm -rf "$dir"; mkdir -p "$dir"
+        echo "tests/vm: downloading $package" >&2
+        (cd "$dir" && apt-get download "$package" >apt.log 2>&1) || { cat "$dir/apt.log" >&2; die "cannot download $package; try: sudo apt-get update"; }
+        unpack_kernel "$dir"/*.deb "$dir"
+        rm -f "$dir"/*.deb
+    fi
+    echo "$dir"
+}
+
+# module_closure KERNELDIR MODULE...: the files to insmod, dependencies first.
+module_closure() {
+    local root=$1 name file deps dep; shift
+    for name; do
+        file=$(find "$root/x" \( -name "${name//_/[-_]}.ko" -o -name "${name//_/[-_]}.ko.xz" \) | head -1)
+        [ -n "$file" ] || { [ "$name" = vfio_virqfd ] || echo "tests/vm: module $name is not in $root (built in?)" >&2; continue; }
+        deps=$(read_module "$file" | tr '\0' '\n' | sed -n 's/^depends=//p' | tr ',-' ' _')
+        for dep in $deps; do module_closure "$root" "$dep"; done
+        echo "$file"
+    done
+}
+read_module() { case $1 in *.xz) xz -dc "$1" ;; *) cat "$1" ;; esac; }
+
+# make_initramfs OUT KERNELDIR "MODULE..." BINARY...: a newc archive of busybox, modules and programs with their libraries.
+make_initramfs() {
+    local out=$1 kernel=$2 modules=$3 tree order=0 file binary lib; shift 3
+    tree=$(mktemp -d "$VM/tree.XXXXXX")
+    mkdir -p "$tree"/{bin,dev,proc,sys,tmp,mnt,run,etc,modules}
+    cp "$(command -v busybox)" "$tree/bin/busybox"
+    for file in sh mount umount insmod echo cat poweroff reboot mkdir ls sleep sync cut timeout dmesg grep rm mknod; do ln -s busybox "$tree/bin/$file"; done
+    # shellcheck disable=SC2086 # a list of module names
+    for file in $(module_closure "$kernel" $modules | awk '!seen[$0]++'); do
+        order=$((order + 1))
+        read_module "$file" >"$tree/modules/$(printf %02d "$order")-$(basename "${file%.xz}")"
+    done
+    for binary; do
+        cp "$binary" "$tree/bin/"
+        for lib in $(ldd "$binary" 2>/dev/null | grep -o '/[^ ]*'); do mkdir -p "$tree$(dirname "$lib")"; cp -nL "$lib" "$tree$lib"; done
+    done
+    cp "$HERE/init" "$tree/init"; chmod +x "$tree/init"
+    (cd "$tree" && find . -print0 | cpio --null --quiet -o -H newc -R 0:0) >"$out.tmp" && mv "$out.tmp" "$out"
+    rm -rf "$tree"
+}
+
+# boot NAME SECONDS QEMU ARG...: runs a guest to its end. The guest's test output is in target/vm/NAME/out, its exit statuses
+# ("CASE STATUS" a line) in target/vm/NAME/rc. QEMU itself exits 0 even when the guest panics, so only rc counts.
+boot() {
+    local name=$1 limit=$2 dir=$VM/$1 status; shift 2
+    rm -f "$dir"/{console,out,rc,qemu.log}; mkdir -p "$dir"; : >"$dir/rc"; : >"$dir/out"
+    timeout --kill-after=5 "$limit" "$@" \
+        -display none -nodefaults -no-user-config -no-reboot \
+        -serial "file:$dir/console" -serial "file:$dir/out" -serial "file:$dir/rc" >"$dir/qemu.log" 2>&1
+    status=$?
+    [ "$status" = 124 ] && echo "the guest did not finish within $limit s" >>"$dir/qemu.log"
+    return "$status"
+}
