@@ -7,6 +7,7 @@ use std::fmt;
 use std::io;
 use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::mem::{Mapping, OutOfRange};
@@ -27,6 +28,36 @@ pub struct PciAddress {
 impl fmt::Display for PciAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:04x}:{:02x}:{:02x}.{:x}", self.domain, self.bus, self.device, self.function)
+    }
+}
+
+/// A text is no PCI address.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} is no PCI address; it looks like 0000:01:00.0 (domain:bus:device.function in hexadecimal; the domain may be left out)"
+)]
+pub struct BadPciAddress(pub String);
+
+impl FromStr for PciAddress {
+    type Err = BadPciAddress;
+
+    fn from_str(text: &str) -> Result<Self, BadPciAddress> {
+        let parse = || {
+            let hex = |s: &str, max: u16| {
+                let plain = (1..=4).contains(&s.len()) && s.bytes().all(|b| b.is_ascii_hexdigit());
+                if plain { u16::from_str_radix(s, 16).ok().filter(|v| *v <= max) } else { None }
+            };
+            let (rest, function) = text.rsplit_once('.')?;
+            let (rest, device) = rest.rsplit_once(':')?;
+            let (domain, bus) = rest.split_once(':').unwrap_or(("0", rest));
+            Some(Self {
+                domain: hex(domain, u16::MAX)?,
+                bus: u8::try_from(hex(bus, 0xff)?).ok()?,
+                device: u8::try_from(hex(device, 31)?).ok()?,
+                function: u8::try_from(hex(function, 7)?).ok()?,
+            })
+        };
+        parse().ok_or_else(|| BadPciAddress(text.to_owned()))
     }
 }
 
@@ -191,5 +222,30 @@ pub trait PciFunction: Send + Sync + fmt::Debug {
     /// Whether [`step`](Self::step) must be called for the device to make progress.
     fn needs_step(&self) -> bool {
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_parse_and_print() {
+        for text in ["0000:01:00.0", "ffff:ff:1f.7"] {
+            assert_eq!(text.parse::<PciAddress>().unwrap().to_string(), text);
+        }
+        assert_eq!("01:02.3".parse::<PciAddress>().unwrap().to_string(), "0000:01:02.3");
+        for text in [
+            "",
+            "0:0:0",
+            "0000:00:20.0",
+            "0000:00:00.8",
+            "g:0:0.0",
+            "+1:00:00.0",
+            "0000:00:00.0.0",
+            "1:2:3:4.0",
+        ] {
+            assert!(text.parse::<PciAddress>().is_err(), "{text}");
+        }
     }
 }
