@@ -1,11 +1,19 @@
 //! Cases that run inside a guest of the QEMU lab, one per process: `vm-guest CASE`, `vm-guest --list`.
 //!
-//! The guest has an IOMMU and two QEMU NVMe drives with a CMB each; see `tests/vm/run`.
+//! The guest has an IOMMU and two QEMU NVMe drives with a 64 MiB CMB each; see `tests/vm/run`.
+//!
+//! * `lab`: finding the drives and taking them
+//! * `function`: the PCI function over VFIO: config space, BARs, DMA mappings, reset, bind and unbind
 use std::process::ExitCode;
 
-type Case = fn() -> Result<(), Box<dyn std::error::Error>>;
+mod function;
+mod lab;
 
-const CASES: &[(&str, Case)] = &[("boots", boots)];
+use lab::Case;
+
+fn cases() -> impl Iterator<Item = &'static (&'static str, Case)> {
+    function::CASES.iter()
+}
 
 fn main() -> ExitCode {
     let Some(name) = std::env::args().nth(1) else {
@@ -13,10 +21,10 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     if name == "--list" {
-        CASES.iter().for_each(|(name, _)| println!("{name}"));
+        cases().for_each(|(name, _)| println!("{name}"));
         return ExitCode::SUCCESS;
     }
-    let Some((_, case)) = CASES.iter().find(|(known, _)| *known == name) else {
+    let Some((_, case)) = cases().find(|(known, _)| *known == name) else {
         eprintln!("no case is called {name}");
         return ExitCode::from(2);
     };
@@ -27,19 +35,4 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// The lab itself: the IOMMU is on, and there are two NVMe functions.
-fn boots() -> Result<(), Box<dyn std::error::Error>> {
-    let groups = std::fs::read_dir("/sys/kernel/iommu_groups")?.count();
-    let mut nvme = 0;
-    for entry in std::fs::read_dir("/sys/bus/pci/devices")? {
-        let class = std::fs::read_to_string(entry?.path().join("class"))?;
-        nvme += usize::from(class.trim() == "0x010802");
-    }
-    println!("{groups} IOMMU groups, {nvme} NVMe functions");
-    if groups == 0 || nvme != 2 {
-        return Err("expected IOMMU groups and two NVMe functions".into());
-    }
-    Ok(())
 }
