@@ -5,7 +5,9 @@
 //! * [`mem`]: memory that devices and other processes share with us
 //! * [`vfio`]: real PCI functions through Linux VFIO; the scan for them, `bind` and `unbind`
 //! * [`disk`]: a block device as the layers above see it
+//! * [`emu`]: the emulated controller
 pub mod disk;
+pub mod emu;
 pub mod mem;
 pub mod pci;
 pub mod spec;

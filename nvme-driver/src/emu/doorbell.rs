@@ -1,0 +1,94 @@
+//! Doorbells: a page of shared memory that the host writes and the controller looks at.
+//!
+//! What cannot be seen there is a write of the value that is already there; everything else that the specification calls
+//! an invalid doorbell write is reported as an asynchronous event, and the value is ignored.
+
+use std::sync::atomic::Ordering;
+
+use super::admin::Event;
+use super::state::State;
+use crate::mem::Mapping;
+use crate::spec::regs::{DOORBELLS, cq_head_doorbell, sq_tail_doorbell};
+
+/// A doorbell of a queue that does not exist is looked for once in so many idle steps.
+const SCAN_EVERY: u32 = 16;
+
+/// The value of the doorbell at `offset` of BAR0.
+#[inline]
+fn load(page: &Mapping, offset: u64) -> u32 {
+    page.u32_at((offset - DOORBELLS) as usize).map_or(0, |d| d.load(Ordering::Acquire))
+}
+
+impl State {
+    /// A doorbell written through a register access rather than through memory.
+    pub(super) fn write_doorbell(&mut self, offset: u64, value: u32) {
+        if let Ok(word) = self.doorbells.u32_at((offset - DOORBELLS) as usize) {
+            word.store(value, Ordering::Release);
+        }
+    }
+
+    /// Looks at the tail doorbell of a submission queue.
+    #[inline]
+    pub(super) fn poll_tail(&mut self, qid: u16) {
+        let value = load(&self.doorbells, sq_tail_doorbell(qid, 0));
+        let Some(Some(sq)) = self.sqs.get_mut(usize::from(qid)) else { return };
+        if value == sq.doorbell {
+            return;
+        }
+        sq.doorbell = value;
+        if !sq.set_tail(value) {
+            self.bad_doorbell(Event::INVALID_DOORBELL_VALUE, qid, value);
+        }
+    }
+
+    /// Looks at the head doorbell of a completion queue.
+    #[inline]
+    pub(super) fn poll_head(&mut self, qid: u16) {
+        let value = load(&self.doorbells, cq_head_doorbell(qid, 0));
+        let Some(Some(cq)) = self.cqs.get_mut(usize::from(qid)) else { return };
+        if value == cq.doorbell {
+            return;
+        }
+        cq.doorbell = value;
+        if !cq.set_head(value) {
+            self.bad_doorbell(Event::INVALID_DOORBELL_VALUE, qid, value);
+        }
+    }
+
+    fn bad_doorbell(&mut self, event: Event, qid: u16, value: u32) {
+        tracing::debug!(qid, value, "invalid doorbell write ignored");
+        self.counters.bad_doorbells += 1;
+        self.admin.raise(event);
+    }
+
+    /// Once in a while, looks for doorbells of queues that do not exist; they read 0 unless someone wrote them.
+    pub(super) fn scan_unused_doorbells(&mut self) {
+        self.idle = self.idle.wrapping_add(1);
+        if !self.idle.is_multiple_of(SCAN_EVERY) {
+            return;
+        }
+        for qid in 0..self.sqs.len() as u16 {
+            let tail = sq_tail_doorbell(qid, 0);
+            if self.sqs[usize::from(qid)].is_none() {
+                self.report_unused(tail, qid);
+            }
+            let head = cq_head_doorbell(qid, 0);
+            if self.cqs[usize::from(qid)].is_none() {
+                self.report_unused(head, qid);
+            }
+        }
+    }
+
+    fn report_unused(&mut self, offset: u64, qid: u16) {
+        let value = load(&self.doorbells, offset);
+        if value != 0 {
+            self.reset_doorbell(offset);
+            self.bad_doorbell(Event::INVALID_DOORBELL_REGISTER, qid, value);
+        }
+    }
+
+    /// A queue comes or goes: its doorbell starts from 0.
+    pub(super) fn reset_doorbell(&mut self, offset: u64) {
+        self.write_doorbell(offset, 0);
+    }
+}

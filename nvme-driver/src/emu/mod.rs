@@ -1,0 +1,42 @@
+//! An emulated NVMe controller: a backing of [`PciFunction`](crate::pci::PciFunction), not a mock of the driver's API.
+//!
+//! It follows the NVMe specification (1.4) closely enough that drivers which nobody here wrote can be run on it;
+//! `docs/emulated-controller.md` says what is implemented and where it deviates. Everything it reads from memory is
+//! copied once and then checked; it reaches memory only through an emulated IOMMU.
+//!
+//! * [`EmulatedController`]: the handle: make one, step it or give it a thread, count, inject faults, cut the power
+//! * [`Config`], [`Backing`], [`CmbSupport`]: what to emulate
+//! * [`iommu`]: the emulated IOMMU, also for peers of other kinds
+//! * [`Counters`]: what the controller did
+//! * [`PowerCut`]: what becomes of unflushed writes
+//!
+//! Inside: `state` holds everything and resets it; `registers`, `doorbell`, `pci_config` and `msix` are what the host
+//! sees; `step` fetches, dispatches and completes; `data` finds a command's data and `bus` moves it; `admin` and `io` are
+//! the command sets; `namespace`, `cache`, `media` and `file` are the drive.
+mod admin;
+mod bus;
+mod cache;
+mod config;
+mod controller;
+mod counters;
+mod data;
+mod doorbell;
+mod file;
+mod function;
+mod io;
+pub mod iommu;
+mod media;
+mod msix;
+mod namespace;
+mod pci_config;
+mod queue;
+mod registers;
+mod state;
+mod step;
+mod thread;
+
+pub use cache::{PowerCut, PowerCutReport};
+pub use config::{Backing, Clock, CmbSupport, Config, EmuError};
+pub use controller::EmulatedController;
+pub use counters::Counters;
+pub use thread::ControllerThread;

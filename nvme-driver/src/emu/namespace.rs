@@ -1,0 +1,113 @@
+//! The namespace: logical blocks on [`Media`] behind a volatile write cache.
+
+use std::io;
+use std::sync::Arc;
+
+use super::cache::Cache;
+use super::config::{Config, EmuError};
+use super::media::Media;
+use crate::mem::Mapping;
+
+/// Namespace 1.
+#[derive(Debug)]
+pub(super) struct Namespace {
+    pub(super) media: Media,
+    /// Capacity in bytes, a multiple of the largest block size that it can be formatted with.
+    pub(super) bytes: u64,
+    /// Blocks are `1 << block_shift` bytes.
+    pub(super) block_shift: u32,
+    pub(super) cache: Option<Cache>,
+    /// Where data rests between the bus and media that is not memory.
+    bounce: Arc<Mapping>,
+    /// Bytes that the host has read and written, and commands for them (SMART log).
+    pub(super) traffic: Traffic,
+}
+
+/// What the SMART log reports.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Traffic {
+    pub(super) bytes_read: u64,
+    pub(super) bytes_written: u64,
+    pub(super) reads: u64,
+    pub(super) writes: u64,
+}
+
+impl Namespace {
+    pub(super) fn open(config: &Config) -> Result<Self, EmuError> {
+        let (media, bytes) = Media::open(config)?;
+        let cache = if config.volatile_cache && media.holds_data() {
+            Some(Cache::new(config.cache_bytes, config.seed)?)
+        } else {
+            None
+        };
+        let bounce = Mapping::anonymous(4096 << config.mdts)?;
+        let block_shift = config.lba_size.trailing_zeros();
+        Ok(Self { media, bytes, block_shift, cache, bounce, traffic: Traffic::default() })
+    }
+
+    pub(super) fn blocks(&self) -> u64 {
+        self.bytes >> self.block_shift
+    }
+
+    pub(super) fn block_size(&self) -> u64 {
+        1 << self.block_shift
+    }
+
+    /// Memory that holds `len` bytes from `offset`, and where in it.
+    #[inline]
+    pub(super) fn fetch(&mut self, offset: u64, len: usize) -> io::Result<(&Mapping, usize)> {
+        match &mut self.media {
+            Media::Ram(m) => Ok((m, offset as usize)),
+            other => {
+                other.read(offset, &self.bounce, 0, len)?;
+                Ok((&self.bounce, 0))
+            }
+        }
+    }
+
+    /// Memory for `len` bytes that [`store`](Self::store) will then take: the medium itself or a bounce buffer.
+    /// What is there now is kept by the cache first.
+    pub(super) fn prepare(
+        &mut self,
+        offset: u64,
+        len: usize,
+        durable: bool,
+    ) -> io::Result<(&Mapping, usize)> {
+        if let Some(cache) = &mut self.cache {
+            cache.before_write(&mut self.media, offset, len as u64, durable)?;
+        }
+        if let Media::Ram(m) = &self.media {
+            return Ok((m, offset as usize));
+        }
+        Ok((&self.bounce, 0))
+    }
+
+    /// Writes what was put into the memory that [`prepare`](Self::prepare) returned.
+    pub(super) fn store(&mut self, offset: u64, len: usize, durable: bool) -> io::Result<()> {
+        if let Media::File(_) = self.media {
+            self.media.write(offset, &self.bounce, 0, len)?;
+            if durable {
+                self.media.sync()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a range read as zeros.
+    pub(super) fn zero(&mut self, offset: u64, len: u64, durable: bool) -> io::Result<()> {
+        if let Some(cache) = &mut self.cache {
+            cache.before_write(&mut self.media, offset, len, durable)?;
+        }
+        self.media.zero(offset, len)?;
+        if durable { self.media.sync() } else { Ok(()) }
+    }
+
+    /// Everything written so far becomes durable.
+    pub(super) fn flush(&mut self) -> io::Result<()> {
+        self.media.sync()?;
+        if let Some(cache) = &mut self.cache {
+            cache.flushed();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,284 @@
+//! The controller's state: registers, queues, namespace; what resets it.
+
+use std::sync::Arc;
+
+use super::admin::Admin;
+use super::bus::{Bus, Place, Window};
+use super::cache::{PowerCut, PowerCutReport};
+use super::config::{Clock, CmbSupport, Config, EmuError};
+use super::counters::Counters;
+use super::data::{CmbUse, Pointers};
+use super::iommu::Session;
+use super::msix::Msix;
+use super::namespace::Namespace;
+use super::pci_config::ConfigSpace;
+use super::queue::{Cq, Sq};
+use super::registers::Registers;
+use crate::mem::{Mapping, PAGE};
+use crate::spec::regs::{Cc, Csts};
+
+/// What a controller was made with and cannot change.
+#[derive(Clone)]
+pub(super) struct Fixed {
+    pub(super) cmb: CmbSupport,
+    pub(super) io_queues: u16,
+    pub(super) max_queue_entries: u32,
+    pub(super) mdts: u8,
+    pub(super) sgls: bool,
+    pub(super) ready_after: u32,
+    pub(super) commands_per_step: u32,
+    pub(super) serial: String,
+    pub(super) seed: u64,
+    pub(super) volatile_cache: bool,
+    pub(super) clock: Clock,
+}
+
+impl std::fmt::Debug for Fixed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Fixed").field("serial", &self.serial).finish_non_exhaustive()
+    }
+}
+
+/// Everything behind the lock.
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) fixed: Fixed,
+    pub(super) regs: Registers,
+    pub(super) pci: ConfigSpace,
+    pub(super) msix: Msix,
+    pub(super) doorbells: Arc<Mapping>,
+    pub(super) cmb: Option<Arc<Mapping>>,
+    pub(super) pmr: Option<Arc<Mapping>>,
+    /// By queue identifier; 0 is the admin queue.
+    pub(super) sqs: Vec<Option<Sq>>,
+    pub(super) cqs: Vec<Option<Cq>>,
+    /// Identifiers of the submission queues that exist, and whose turn it is.
+    pub(super) active: Vec<u16>,
+    pub(super) turn: usize,
+    /// Completions that found their queue full, over all queues.
+    pub(super) completions_waiting: u32,
+    /// Completion queues that got entries since the last interrupts.
+    pub(super) to_signal: Vec<u16>,
+    pub(super) pointers: Pointers,
+    pub(super) namespace: Namespace,
+    pub(super) admin: Admin,
+    pub(super) counters: Counters,
+    /// Steps until CSTS.RDY follows CC.EN.
+    pub(super) until_ready: Option<u32>,
+    pub(super) removed: bool,
+    /// Steps in a row that found nothing to do.
+    pub(super) idle: u32,
+}
+
+impl State {
+    pub(super) fn new(config: &Config) -> Result<Self, EmuError> {
+        config.check()?;
+        let queues = usize::from(config.io_queues) + 1;
+        let memory = |name, size: u64| -> Result<Option<Arc<Mapping>>, EmuError> {
+            if size == 0 {
+                return Ok(None);
+            }
+            Ok(Some(Mapping::memfd(name, usize::try_from(size).unwrap_or(usize::MAX))?))
+        };
+        let cmb_use = CmbUse {
+            lists: config.cmb.lists,
+            rds: config.cmb.read_data,
+            wds: config.cmb.write_data,
+            mixed: config.cmb.mixed_data,
+        };
+        let fixed = Fixed {
+            cmb: config.cmb,
+            io_queues: config.io_queues,
+            max_queue_entries: config.max_queue_entries,
+            mdts: config.mdts,
+            sgls: config.sgls,
+            ready_after: config.ready_after,
+            commands_per_step: config.commands_per_step,
+            serial: config.serial.clone(),
+            seed: config.seed,
+            volatile_cache: config.volatile_cache,
+            clock: Arc::clone(&config.clock),
+        };
+        let namespace = Namespace::open(config)?;
+        let vectors = config.io_queues + 1;
+        Ok(Self {
+            regs: Registers::new(config),
+            pci: ConfigSpace::new(config.cmb_size, config.pmr_size, vectors),
+            msix: Msix::new(vectors),
+            doorbells: Mapping::memfd("cmbfs-emu-doorbells", PAGE)?,
+            cmb: memory("cmbfs-emu-cmb", config.cmb_size)?,
+            pmr: memory("cmbfs-emu-pmr", config.pmr_size)?,
+            sqs: (0..queues).map(|_| None).collect(),
+            cqs: (0..queues).map(|_| None).collect(),
+            active: Vec::with_capacity(queues),
+            turn: 0,
+            completions_waiting: 0,
+            to_signal: Vec::with_capacity(queues),
+            pointers: Pointers::new(cmb_use),
+            admin: Admin::new(&fixed),
+            namespace,
+            counters: Counters::default(),
+            until_ready: None,
+            removed: false,
+            idle: 0,
+            fixed,
+        })
+    }
+
+    /// The bus as it is decoded now.
+    pub(super) fn bus<'a>(&self, iommu: Session<'a>) -> Bus<'a> {
+        let window = |place, base: Option<u64>, memory: &Option<Arc<Mapping>>| {
+            let (base, memory) = (base?, memory.as_ref()?);
+            Some(Window { place, base, memory: Arc::clone(memory) })
+        };
+        Bus::new(
+            iommu,
+            [
+                window(Place::Cmb, self.regs.cmb_base(), &self.cmb),
+                window(Place::Pmr, self.regs.pmr_base(), &self.pmr),
+            ],
+        )
+    }
+
+    /// CC was written (Base Specification, "Controller Configuration").
+    pub(super) fn write_cc(&mut self, value: u32) {
+        let old = self.regs.cc;
+        let mut new = Cc::from_bits(value & Registers::CC_WRITABLE);
+        if old.en() && new.en() {
+            // These may only change while the controller is disabled.
+            new = new.with_mps(old.mps()).with_ams(old.ams()).with_css(old.css());
+        }
+        self.regs.cc = new;
+        if old.en() && !new.en() {
+            self.controller_reset();
+        }
+        if !old.en() && new.en() {
+            self.enable();
+        }
+        if new.shn() != 0 && old.shn() != new.shn() {
+            self.shut_down(new.shn() == 1);
+        }
+    }
+
+    /// CC.EN went from 0 to 1.
+    fn enable(&mut self) {
+        if !self.regs.configuration_is_valid() {
+            tracing::debug!(cc = ?self.regs.cc, "configuration not supported: fatal status");
+            self.fatal();
+            return;
+        }
+        self.until_ready = Some(self.fixed.ready_after);
+        self.become_ready();
+    }
+
+    /// Counts down to CSTS.RDY.
+    pub(super) fn become_ready(&mut self) -> bool {
+        match self.until_ready {
+            None => false,
+            Some(0) => {
+                self.until_ready = None;
+                self.start();
+                true
+            }
+            Some(n) => {
+                self.until_ready = Some(n - 1);
+                false
+            }
+        }
+    }
+
+    /// The admin queues come up, and with them the controller.
+    fn start(&mut self) {
+        let regs = &self.regs;
+        let (asqs, acqs) = (u32::from(regs.aqa.asqs()) + 1, u32::from(regs.aqa.acqs()) + 1);
+        self.pointers.set_page_size(regs.page_size());
+        self.clear_doorbells();
+        self.sqs[0] = Some(Sq::new(regs.asq, asqs, 0));
+        let mut cq = Cq::new(regs.acq, acqs, Some(0));
+        cq.users = 1;
+        self.cqs[0] = Some(cq);
+        self.active.push(0);
+        self.regs.csts.set_rdy(true);
+    }
+
+    fn clear_doorbells(&self) {
+        if let Err(e) = self.doorbells.zero(0, PAGE) {
+            tracing::error!("doorbell page: {e}");
+        }
+    }
+
+    /// The controller cannot go on (CSTS.CFS); only a reset helps.
+    pub(super) fn fatal(&mut self) {
+        self.regs.csts.set_cfs(true);
+    }
+
+    /// CC.SHN was set.
+    fn shut_down(&mut self, normal: bool) {
+        // An abrupt shutdown promises nothing about the volatile cache.
+        if normal && let Err(e) = self.namespace.flush() {
+            tracing::error!("flush at shutdown: {e}");
+        }
+        self.regs.csts.set_shst(2);
+    }
+
+    /// CC.EN went from 1 to 0 (Base Specification, "Controller Level Reset"): queues and commands are gone, registers
+    /// other than AQA, ASQ, ACQ, CMBMSC and those of the PMR are as after power-on.
+    fn controller_reset(&mut self) {
+        self.counters.resets += 1;
+        self.forget_work();
+        let cc = self.regs.cc;
+        self.regs.csts = Csts::new();
+        self.regs.int_mask = 0;
+        // The other fields of CC stay as the host wrote them with EN = 0.
+        self.regs.cc = cc;
+    }
+
+    fn forget_work(&mut self) {
+        self.until_ready = None;
+        self.sqs.fill_with(|| None);
+        self.cqs.fill_with(|| None);
+        self.active.clear();
+        self.turn = 0;
+        self.completions_waiting = 0;
+        self.to_signal.clear();
+        self.clear_doorbells();
+        self.admin.reset(&self.fixed);
+    }
+
+    /// A function-level reset: all registers but CMBMSC, and config space.
+    pub(super) fn function_reset(&mut self) {
+        self.counters.resets += 1;
+        self.forget_work();
+        self.regs.function_reset();
+        self.pci.reset();
+        self.msix.reset();
+    }
+
+    /// Power went and came back: nothing volatile is left.
+    pub(super) fn power_on(&mut self) {
+        self.function_reset();
+        self.regs.power_on();
+        if let Some(cmb) = &self.cmb
+            && let Err(e) = cmb.zero(0, cmb.len())
+        {
+            tracing::error!("CMB: {e}");
+        }
+    }
+
+    /// See [`EmulatedController::power_cut`](super::EmulatedController::power_cut).
+    pub(super) fn power_cut(&mut self, cut: PowerCut) -> std::io::Result<PowerCutReport> {
+        let block = self.namespace.block_size();
+        let report = match &mut self.namespace.cache {
+            Some(cache) => cache.power_cut(&mut self.namespace.media, cut, block)?,
+            None => PowerCutReport::default(),
+        };
+        self.power_on();
+        Ok(report)
+    }
+
+    /// Whether commands are executed.
+    pub(super) fn is_running(&self) -> bool {
+        let csts = self.regs.csts;
+        csts.rdy() && !csts.cfs() && csts.shst() == 0 && self.pci.bus_master()
+    }
+}

@@ -1,0 +1,212 @@
+//! One step: doorbells are looked at, commands fetched, executed and completed, interrupts sent.
+
+use super::bus::Bus;
+use super::queue::Cq;
+use super::state::State;
+use crate::spec::{Command, Completion, Status};
+
+/// What became of a command.
+pub(super) enum Outcome {
+    /// It completes now, with this status and this dword 0.
+    Done(Status, u32),
+    /// It completes later, or never.
+    Held,
+}
+
+impl From<Result<u32, Status>> for Outcome {
+    fn from(result: Result<u32, Status>) -> Self {
+        match result {
+            Ok(dw0) => Self::Done(Status::SUCCESS, dw0),
+            Err(status) => Self::Done(status, 0),
+        }
+    }
+}
+
+impl State {
+    /// Makes progress; says whether there was any to make.
+    pub(super) fn step(&mut self, bus: &Bus<'_>) -> bool {
+        if self.removed {
+            return false;
+        }
+        let mut worked = self.become_ready();
+        if !self.is_running() {
+            return worked;
+        }
+        worked |= self.post_waiting(bus);
+        worked |= self.run_queues(bus);
+        worked |= self.deliver_events(bus);
+        self.signal();
+        if !worked {
+            self.scan_unused_doorbells();
+        }
+        worked
+    }
+
+    /// Round robin over the submission queues (Base Specification, "Round Robin Arbitration").
+    fn run_queues(&mut self, bus: &Bus<'_>) -> bool {
+        let burst = self.admin.arbitration_burst();
+        let mut budget = self.fixed.commands_per_step;
+        let mut idle_in_a_row = 0;
+        // A full round without work ends the step.
+        while budget > 0 && idle_in_a_row < self.active.len() && self.is_running() {
+            if self.turn >= self.active.len() {
+                self.turn = 0;
+            }
+            let qid = self.active[self.turn];
+            let did = self.run_queue(bus, qid, burst.min(budget));
+            budget -= did;
+            idle_in_a_row = if did == 0 { idle_in_a_row + 1 } else { 0 };
+            self.turn += 1;
+        }
+        budget < self.fixed.commands_per_step
+    }
+
+    /// Fetches and executes up to `limit` commands of one queue.
+    fn run_queue(&mut self, bus: &Bus<'_>, qid: u16, limit: u32) -> u32 {
+        self.poll_tail(qid);
+        let Some(Some(sq)) = self.sqs.get(usize::from(qid)) else { return 0 };
+        let cqid = sq.cq;
+        self.poll_head(cqid);
+        let mut did = 0;
+        while did < limit {
+            let Some(Some(sq)) = self.sqs.get_mut(usize::from(qid)) else { break };
+            let room = matches!(self.cqs.get(usize::from(cqid)), Some(Some(cq)) if cq.has_room());
+            if sq.waiting() == 0 || !room {
+                break;
+            }
+            let at = sq.take();
+            let mut entry = [0u8; 64];
+            if let Err(fault) = bus.read(at, &mut entry) {
+                tracing::debug!("submission queue {qid}: {fault}");
+                self.counters.iommu_faults += 1;
+                self.fatal();
+                break;
+            }
+            did += 1;
+            let cmd: Command = bytemuck::cast(entry);
+            match self.execute(bus, qid, &cmd) {
+                Outcome::Done(status, dw0) => self.complete(bus, qid, cmd.cid(), status, dw0),
+                Outcome::Held => {}
+            }
+            if !self.is_running() {
+                break;
+            }
+        }
+        did
+    }
+
+    fn execute(&mut self, bus: &Bus<'_>, qid: u16, cmd: &Command) -> Outcome {
+        if qid == 0 {
+            self.counters.admin_commands[usize::from(cmd.opcode())] += 1;
+            self.execute_admin(bus, cmd)
+        } else {
+            self.counters.io_commands[usize::from(cmd.opcode())] += 1;
+            self.execute_io(bus, cmd).into()
+        }
+    }
+
+    /// Posts a completion for a command of queue `qid`.
+    pub(super) fn complete(&mut self, bus: &Bus<'_>, qid: u16, cid: u16, status: Status, dw0: u32) {
+        let Some(Some(sq)) = self.sqs.get(usize::from(qid)) else { return };
+        let (cqid, sqhd) = (sq.cq, sq.head as u16);
+        let status = with_retry_advice(status);
+        if !status.is_success() {
+            self.counters.errors += 1;
+            self.admin.log_error(qid, cid, status);
+        }
+        let entry = Completion { dw0, dw1: 0, sqhd, sqid: qid, cid, status_phase: status.field() << 1 };
+        self.post(bus, cqid, entry);
+    }
+
+    /// Writes a completion entry, or keeps it until the queue has room.
+    pub(super) fn post(&mut self, bus: &Bus<'_>, cqid: u16, entry: Completion) {
+        let Some(Some(cq)) = self.cqs.get_mut(usize::from(cqid)) else { return };
+        if !cq.has_room() {
+            cq.waiting.push_back(entry);
+            self.completions_waiting += 1;
+            return;
+        }
+        if !cq.to_signal {
+            self.to_signal.push(cqid);
+        }
+        if write_entry(bus, cq, entry).is_err() {
+            self.counters.iommu_faults += 1;
+            self.fatal();
+        }
+    }
+
+    /// Posts completions that found their queue full.
+    fn post_waiting(&mut self, bus: &Bus<'_>) -> bool {
+        let mut worked = false;
+        if self.completions_waiting == 0 {
+            return false;
+        }
+        for cqid in 0..self.cqs.len() {
+            let Some(cq) = &self.cqs[cqid] else { continue };
+            if cq.waiting.is_empty() {
+                continue;
+            }
+            self.poll_head(cqid as u16);
+            let Some(cq) = &mut self.cqs[cqid] else { continue };
+            while !cq.is_full()
+                && let Some(entry) = cq.waiting.pop_front()
+            {
+                worked = true;
+                self.completions_waiting -= 1;
+                if !cq.to_signal {
+                    self.to_signal.push(cqid as u16);
+                }
+                if write_entry(bus, cq, entry).is_err() {
+                    self.counters.iommu_faults += 1;
+                    self.regs.csts.set_cfs(true);
+                    return worked;
+                }
+            }
+        }
+        worked
+    }
+
+    /// Sends one interrupt for each completion queue that got entries in this step.
+    fn signal(&mut self) {
+        while let Some(cqid) = self.to_signal.pop() {
+            let Some(Some(cq)) = self.cqs.get_mut(usize::from(cqid)) else { continue };
+            cq.to_signal = false;
+            if let Some(vector) = cq.vector
+                && self.msix.raise(vector)
+            {
+                self.counters.interrupts += 1;
+            }
+        }
+    }
+}
+
+fn write_entry(bus: &Bus<'_>, cq: &mut Cq, mut entry: Completion) -> Result<(), ()> {
+    let (at, phase) = cq.take();
+    entry.status_phase = (entry.status_phase & !1) | u16::from(phase);
+    let bytes: [u8; 16] = bytemuck::cast(entry);
+    let word = |i: usize| {
+        let mut w = [0; 8];
+        w.copy_from_slice(&bytes[i..i + 8]);
+        u64::from_le_bytes(w)
+    };
+    bus.publish(at, [word(0), word(8)]).map_err(|fault| tracing::debug!("completion queue: {fault}"))
+}
+
+/// Sets Do Not Retry where the same command would fail again.
+fn with_retry_advice(status: Status) -> Status {
+    let again = [
+        Status::SUCCESS,
+        Status::DATA_TRANSFER_ERROR,
+        Status::INTERNAL_ERROR,
+        Status::ABORT_REQUESTED,
+        Status::ABORTED_SQ_DELETION,
+        Status::ABORT_LIMIT_EXCEEDED,
+        Status::AER_LIMIT_EXCEEDED,
+        Status::COMMAND_ID_CONFLICT,
+        Status::NAMESPACE_NOT_READY,
+        Status::UNRECOVERED_READ_ERROR,
+        Status::WRITE_FAULT,
+        Status::COMMAND_INTERRUPTED,
+    ];
+    if again.iter().any(|s| status.is(*s)) { status } else { status.with_dnr() }
+}
