@@ -70,10 +70,6 @@ impl Cache {
         })
     }
 
-    pub(super) fn is_enabled(&self) -> bool {
-        self.enabled
-    }
-
     /// Feature Volatile Write Cache. The caller has flushed.
     pub(super) fn set_enabled(&mut self, on: bool) {
         self.enabled = on;

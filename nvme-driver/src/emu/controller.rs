@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::cache::{PowerCut, PowerCutReport};
 use super::config::{Backing, Config, EmuError};
 use super::counters::Counters;
+use super::faults::Faults;
 use super::iommu::Domain;
 use super::state::State;
 use super::thread::{self, ControllerThread};
@@ -82,6 +83,11 @@ impl EmulatedController {
     /// What the controller did so far.
     pub fn counters(&self) -> Counters {
         self.lock().counters.clone()
+    }
+
+    /// Faults to inject.
+    pub fn faults(&self) -> Faults<'_> {
+        Faults { controller: self }
     }
 
     /// The Controller Memory Buffer, if there is one: shared memory with a file descriptor, so that it can be handed to

@@ -8,11 +8,12 @@
 //! * [`Config`], [`Backing`], [`CmbSupport`]: what to emulate
 //! * [`iommu`]: the emulated IOMMU, also for peers of other kinds
 //! * [`Counters`]: what the controller did
+//! * [`Faults`]: what a bad drive does, on demand
 //! * [`PowerCut`]: what becomes of unflushed writes
 //!
 //! Inside: `state` holds everything and resets it; `registers`, `doorbell`, `pci_config` and `msix` are what the host
 //! sees; `step` fetches, dispatches and completes; `data` finds a command's data and `bus` moves it; `admin` and `io` are
-//! the command sets; `namespace`, `cache`, `media` and `file` are the drive.
+//! the command sets; `held` is what faults do to commands; `namespace`, `cache`, `media` and `file` are the drive.
 mod admin;
 mod bus;
 mod cache;
@@ -21,8 +22,10 @@ mod controller;
 mod counters;
 mod data;
 mod doorbell;
+mod faults;
 mod file;
 mod function;
+mod held;
 mod io;
 pub mod iommu;
 mod media;
@@ -39,4 +42,5 @@ pub use cache::{PowerCut, PowerCutReport};
 pub use config::{Backing, Clock, CmbSupport, Config, EmuError};
 pub use controller::EmulatedController;
 pub use counters::Counters;
+pub use faults::{Fault, Faults, Rule, Stuck, Target};
 pub use thread::ControllerThread;

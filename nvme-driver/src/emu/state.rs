@@ -8,6 +8,8 @@ use super::cache::{PowerCut, PowerCutReport};
 use super::config::{Clock, CmbSupport, Config, EmuError};
 use super::counters::Counters;
 use super::data::{CmbUse, Pointers};
+use super::faults::{Armed, Stuck};
+use super::held::Held;
 use super::iommu::Session;
 use super::msix::Msix;
 use super::namespace::Namespace;
@@ -66,6 +68,11 @@ pub(super) struct State {
     /// Steps until CSTS.RDY follows CC.EN.
     pub(super) until_ready: Option<u32>,
     pub(super) removed: bool,
+    /// Faults to inject, and the commands that were held back by them.
+    pub(super) faults: Armed,
+    pub(super) held: Vec<Held>,
+    /// Steps so far.
+    pub(super) steps: u64,
     /// Steps in a row that found nothing to do.
     pub(super) idle: u32,
 }
@@ -120,6 +127,9 @@ impl State {
             counters: Counters::default(),
             until_ready: None,
             removed: false,
+            faults: Armed::new(config.seed),
+            held: Vec::new(),
+            steps: 0,
             idle: 0,
             fixed,
         })
@@ -175,6 +185,7 @@ impl State {
     pub(super) fn become_ready(&mut self) -> bool {
         match self.until_ready {
             None => false,
+            _ if self.faults.stuck == Some(Stuck::Enabling) => false,
             Some(0) => {
                 self.until_ready = None;
                 self.start();
@@ -218,7 +229,8 @@ impl State {
         if normal && let Err(e) = self.namespace.flush() {
             tracing::error!("flush at shutdown: {e}");
         }
-        self.regs.csts.set_shst(2);
+        let stuck = self.faults.stuck == Some(Stuck::ShuttingDown);
+        self.regs.csts.set_shst(if stuck { 1 } else { 2 });
     }
 
     /// CC.EN went from 1 to 0 (Base Specification, "Controller Level Reset"): queues and commands are gone, registers
@@ -227,13 +239,14 @@ impl State {
         self.counters.resets += 1;
         self.forget_work();
         let cc = self.regs.cc;
-        self.regs.csts = Csts::new();
+        let stuck = self.faults.stuck == Some(Stuck::Disabling);
+        self.regs.csts = Csts::new().with_rdy(stuck).with_nssro(self.regs.csts.nssro());
         self.regs.int_mask = 0;
         // The other fields of CC stay as the host wrote them with EN = 0.
         self.regs.cc = cc;
     }
 
-    fn forget_work(&mut self) {
+    pub(super) fn forget_work(&mut self) {
         self.until_ready = None;
         self.sqs.fill_with(|| None);
         self.cqs.fill_with(|| None);
@@ -241,6 +254,7 @@ impl State {
         self.turn = 0;
         self.completions_waiting = 0;
         self.to_signal.clear();
+        self.held.clear();
         self.clear_doorbells();
         self.admin.reset(&self.fixed);
     }
@@ -279,6 +293,11 @@ impl State {
     /// Whether commands are executed.
     pub(super) fn is_running(&self) -> bool {
         let csts = self.regs.csts;
-        csts.rdy() && !csts.cfs() && csts.shst() == 0 && self.pci.bus_master()
+        csts.rdy()
+            && self.regs.cc.en()
+            && !csts.cfs()
+            && csts.shst() == 0
+            && self.pci.bus_master()
+            && !self.removed
     }
 }

@@ -28,11 +28,15 @@ impl State {
         if self.removed {
             return false;
         }
+        self.steps += 1;
         let mut worked = self.become_ready();
         if !self.is_running() {
             return worked;
         }
         worked |= self.post_waiting(bus);
+        if !self.held.is_empty() {
+            worked |= self.release_held(bus);
+        }
         worked |= self.run_queues(bus);
         worked |= self.deliver_events(bus);
         self.signal();
@@ -84,7 +88,12 @@ impl State {
             }
             did += 1;
             let cmd: Command = bytemuck::cast(entry);
-            match self.execute(bus, qid, &cmd) {
+            let outcome = if self.held.is_empty() && self.faults.is_empty() {
+                self.execute(bus, qid, &cmd)
+            } else {
+                self.execute_disturbed(bus, qid, &cmd)
+            };
+            match outcome {
                 Outcome::Done(status, dw0) => self.complete(bus, qid, cmd.cid(), status, dw0),
                 Outcome::Held => {}
             }
@@ -95,7 +104,8 @@ impl State {
         did
     }
 
-    fn execute(&mut self, bus: &Bus<'_>, qid: u16, cmd: &Command) -> Outcome {
+    /// Executes a command of queue `qid`.
+    pub(super) fn execute(&mut self, bus: &Bus<'_>, qid: u16, cmd: &Command) -> Outcome {
         if qid == 0 {
             self.counters.admin_commands[usize::from(cmd.opcode())] += 1;
             self.execute_admin(bus, cmd)

@@ -104,6 +104,14 @@ impl Admin {
         self.attached
     }
 
+    /// Says whether that was a change.
+    pub(super) fn set_attached(&mut self, attached: bool) -> bool {
+        let changed = self.attached != attached;
+        self.attached = attached;
+        self.namespace_changed |= changed;
+        changed
+    }
+
     /// Commands that one queue may have executed at a time.
     pub(super) fn arbitration_burst(&self) -> u32 {
         self.features.arbitration_burst()
@@ -131,14 +139,14 @@ impl State {
         match op {
             AdminOpcode::CreateIoCq => self.create_cq(bus, cmd),
             AdminOpcode::CreateIoSq => self.create_sq(bus, cmd),
-            AdminOpcode::DeleteIoSq => self.delete_sq(cmd),
+            AdminOpcode::DeleteIoSq => self.delete_sq(bus, cmd),
             AdminOpcode::DeleteIoCq => self.delete_cq(cmd),
             AdminOpcode::Identify => self.identify(bus, cmd),
             AdminOpcode::GetLogPage => self.get_log_page(bus, cmd),
             AdminOpcode::SetFeatures => self.set_features(bus, cmd),
             AdminOpcode::GetFeatures => self.get_features(bus, cmd),
             AdminOpcode::FormatNvm => self.format_nvm(cmd),
-            AdminOpcode::Abort => self.abort(cmd),
+            AdminOpcode::Abort => Ok(self.abort(bus, cmd)),
             AdminOpcode::AsyncEventRequest => return self.async_event_request(cmd),
             // KAS is 0: a memory-mapped controller has no keep-alive timer.
             AdminOpcode::KeepAlive => Err(Status::INVALID_OPCODE),
@@ -155,6 +163,9 @@ impl State {
 
     /// Asynchronous Event Request: held until there is something to say.
     fn async_event_request(&mut self, cmd: &Command) -> Outcome {
+        if self.admin.requests.contains(&cmd.cid()) {
+            return Outcome::Done(Status::COMMAND_ID_CONFLICT, 0);
+        }
         if self.admin.requests.len() >= AER_LIMIT {
             return Outcome::Done(Status::AER_LIMIT_EXCEEDED, 0);
         }
@@ -179,9 +190,19 @@ impl State {
         worked
     }
 
-    /// Abort: the only commands that can be found are those held.
-    fn abort(&mut self, _cmd: &Command) -> Result<u32, Status> {
-        // Dword 0, bit 0: the command was not aborted.
-        Ok(1)
+    /// Abort: a command is found if it is held; all others are complete already. Dword 0, bit 0: not aborted.
+    fn abort(&mut self, bus: &Bus<'_>, cmd: &Command) -> u32 {
+        let (qid, cid) = (cmd.cdw10 as u16, (cmd.cdw10 >> 16) as u16);
+        if self.abort_held(bus, qid, cid) {
+            return 0;
+        }
+        match self.admin.requests.iter().position(|&r| qid == 0 && r == cid) {
+            Some(at) => {
+                self.admin.requests.remove(at);
+                self.complete(bus, 0, cid, Status::ABORT_REQUESTED, 0);
+                0
+            }
+            None => 1,
+        }
     }
 }

@@ -79,11 +79,12 @@ impl State {
     }
 
     /// Commands of the queue that were not fetched are forgotten; those that are held complete as aborted.
-    pub(super) fn delete_sq(&mut self, cmd: &Command) -> Result<u32, Status> {
+    pub(super) fn delete_sq(&mut self, bus: &Bus<'_>, cmd: &Command) -> Result<u32, Status> {
         let qid = cmd.cdw10 as u16;
         if qid == 0 {
             return Err(Status::INVALID_QUEUE_ID);
         }
+        self.abort_queue(bus, qid);
         let sq = self.sqs.get_mut(usize::from(qid)).and_then(Option::take).ok_or(Status::INVALID_QUEUE_ID)?;
         self.active.retain(|&q| q != qid);
         if let Some(Some(cq)) = self.cqs.get_mut(usize::from(sq.cq)) {

@@ -1,0 +1,17 @@
+//! The emulated controller against the NVM Express specification, driven raw: registers, queues and doorbells by hand,
+//! without our driver. Each test names the section it was written from: "Base" is the NVM Express Base Specification
+//! (1.4 where not said otherwise), "NVM" the NVM command set in it.
+//!
+//! * `registers`: properties, enabling, reset, shutdown
+//! * `queues`: admin and I/O queues, doorbells, phase, arbitration
+//! * `admin`: identify, features, log pages, events, abort, format
+//! * `io`: the NVM command set
+//! * `pointers`: PRPs
+//! * `cmb`: Controller Memory Buffer and Persistent Memory Region
+//! * `pci`: config space and interrupts
+//! * `host`: the raw host they share
+
+#[cfg(test)]
+mod host;
+#[cfg(test)]
+mod io;
