@@ -3,12 +3,27 @@
 //! * [`spec`]: the words of the NVMe specification: registers, commands, completions, status, identify data
 //! * [`pci`]: what the driver needs of a PCI function; VFIO, vfio-user and the emulated controller provide it
 //! * [`mem`]: memory that devices and other processes share with us
-//! * [`vfio`]: real PCI functions through Linux VFIO; the scan for them, `bind` and `unbind`
+//! * [`clock`]: time, injected
+//! * [`iova`], [`dma`]: I/O virtual addresses, and memory that the device may reach
+//! * [`controller`]: bring-up, admin commands, reset, shutdown
+//! * [`queue`], [`io_queue`]: submission and completion, the hot path
+//! * [`cmb`]: the Controller Memory Buffer
 //! * [`disk`]: a block device as the layers above see it
+//! * [`vfio`]: real PCI functions through Linux VFIO; the scan for them, `bind` and `unbind`
 //! * [`emu`]: the emulated controller
+pub mod clock;
+pub mod cmb;
+pub mod controller;
 pub mod disk;
+pub mod dma;
 pub mod emu;
+pub mod io_queue;
+pub mod iova;
 pub mod mem;
 pub mod pci;
+pub mod queue;
+mod ranges;
 pub mod spec;
 pub mod vfio;
+
+pub use ranges::NotAllocated;

@@ -214,6 +214,12 @@ pub trait PciFunction: Send + Sync + fmt::Debug {
     /// Has MSI-X vector `n` signal `eventfds[n]`. An empty slice turns MSI-X off.
     fn set_interrupts(&self, eventfds: &[OwnedFd]) -> Result<(), PciError>;
 
+    /// Whether CPU access to mapped BARs goes over a bus (uncached: aligned accesses of at most 8 bytes). `false` where
+    /// they are ordinary memory of another piece of software.
+    fn bars_are_device_memory(&self) -> bool {
+        true
+    }
+
     /// Lets a device that is emulated inline make progress; says whether it did any work. Real hardware makes its own progress.
     fn step(&self) -> bool {
         false

@@ -77,20 +77,21 @@ impl Mapping {
         Self::adopt(got, len, Access::ReadWrite, None, 0, "anonymous memory")
     }
 
-    /// Maps `len` bytes of zeroed huge-page memory (2 MiB pages, anonymous, private). `len` is a multiple of 2 MiB.
-    pub fn huge(len: usize) -> Result<Arc<Self>, MapError> {
-        let flags = MapFlags::PRIVATE | MapFlags::HUGETLB | MapFlags::HUGE_2MB;
-        // SAFETY: a fresh anonymous mapping at an address of the kernel's choice aliases nothing.
-        let got =
-            unsafe { mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, flags) };
-        Self::adopt(got, len, Access::ReadWrite, None, 0, "2 MiB huge pages")
-    }
-
     /// Creates an anonymous file of `len` bytes (mode 0600, close-on-exec, sealable) and maps it shared.
     pub fn memfd(name: &str, len: usize) -> Result<Arc<Self>, MapError> {
+        Self::memfd_with(name, len, MemfdFlags::empty())
+    }
+
+    /// The same on 2 MiB huge pages; `len` is a multiple of 2 MiB. Fails where the system has none to spare.
+    pub fn huge_memfd(name: &str, len: usize) -> Result<Arc<Self>, MapError> {
+        Self::memfd_with(name, len, MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB)
+    }
+
+    fn memfd_with(name: &str, len: usize, more: MemfdFlags) -> Result<Arc<Self>, MapError> {
         let fail = |e: rustix::io::Errno| MapError { what: format!("memfd {name}"), len, source: e.into() };
         let cname = CString::new(name).map_err(|_| fail(rustix::io::Errno::INVAL))?;
-        let fd = memfd_create(&cname, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).map_err(fail)?;
+        let fd =
+            memfd_create(&cname, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | more).map_err(fail)?;
         rustix::fs::fchmod(&fd, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).map_err(fail)?;
         rustix::fs::ftruncate(&fd, len as u64).map_err(fail)?;
         Self::from_fd(fd, 0, len, Access::ReadWrite)
@@ -127,6 +128,12 @@ impl Mapping {
             tracing::debug!("MADV_DONTFORK on {what}: {e}");
         }
         Ok(Arc::new(Self { ptr, len, access, fd, fd_offset }))
+    }
+
+    /// Locks the pages into memory, so that they neither move nor get swapped out. Bounded by RLIMIT_MEMLOCK.
+    pub fn lock(&self) -> io::Result<()> {
+        // SAFETY: the range is a live mapping of ours.
+        Ok(unsafe { rustix::mm::mlock(self.ptr.as_ptr().cast(), self.len) }?)
     }
 
     /// The first byte's address. Valid while this value lives.

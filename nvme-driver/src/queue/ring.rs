@@ -1,0 +1,134 @@
+//! The two rings of a queue pair in memory that the device reads and writes.
+#![expect(unsafe_code, reason = "ring entries on the hot path, without a bounds check per word")]
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::dma::DmaBuffer;
+use crate::mem::{Mapping, OutOfRange};
+use crate::spec::{Command, Completion};
+
+/// Memory for a ring or for PRP lists: in the host, or in the CMB.
+#[derive(Debug)]
+pub(crate) struct RingMemory {
+    mapping: Arc<Mapping>,
+    offset: usize,
+    len: usize,
+    bus_address: u64,
+    _owner: Option<DmaBuffer>,
+}
+
+impl RingMemory {
+    pub(crate) fn host(buffer: DmaBuffer) -> Self {
+        let (mapping, offset) = buffer.memory();
+        let mapping = Arc::clone(mapping);
+        Self { mapping, offset, len: buffer.len(), bus_address: buffer.bus_address(), _owner: Some(buffer) }
+    }
+
+    /// `len` bytes at `offset` of the CMB's queue area, whose first byte the device reaches at `bus_address`.
+    pub(crate) fn cmb(mapping: Arc<Mapping>, bus_address: u64, offset: usize, len: usize) -> Self {
+        Self { mapping, offset, len, bus_address: bus_address + offset as u64, _owner: None }
+    }
+
+    pub(crate) fn bus_address(&self) -> u64 {
+        self.bus_address
+    }
+
+    /// Zeroes it with aligned 8-byte stores, which a CMB takes too.
+    pub(crate) fn zero(&self) -> Result<(), OutOfRange> {
+        for at in (self.offset..self.offset + self.len).step_by(8) {
+            self.mapping.u64_at(at)?.store(0, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// The first of `words` 64-bit words, checked to be in range, aligned and writable.
+    pub(crate) fn words(&self, words: usize) -> Result<NonNull<AtomicU64>, OutOfRange> {
+        let refuse = |len| OutOfRange {
+            offset: self.offset,
+            len,
+            size: self.mapping.len(),
+            access: self.mapping.access(),
+        };
+        let bytes = words.checked_mul(8).ok_or(refuse(usize::MAX))?;
+        if bytes > self.len || self.mapping.access() == crate::mem::Access::ReadOnly {
+            return Err(refuse(bytes));
+        }
+        let last = self.offset + bytes.saturating_sub(8);
+        self.mapping.u64_at(last)?;
+        Ok(NonNull::from(self.mapping.u64_at(self.offset)?))
+    }
+}
+
+/// Submission queue entries. Only ever stored to.
+#[derive(Debug)]
+pub(crate) struct SubmissionRing {
+    words: NonNull<AtomicU64>,
+    mask: u16,
+    memory: RingMemory,
+}
+
+// SAFETY: `words` points into `memory`, which is Send and lives as long as this value; access is atomic.
+unsafe impl Send for SubmissionRing {}
+
+impl SubmissionRing {
+    /// `entries` is a power of two.
+    pub(crate) fn new(memory: RingMemory, entries: u16) -> Result<Self, OutOfRange> {
+        debug_assert!(entries.is_power_of_two());
+        Ok(Self { words: memory.words(usize::from(entries) * 8)?, mask: entries - 1, memory })
+    }
+
+    pub(crate) fn memory(&self) -> &RingMemory {
+        &self.memory
+    }
+
+    /// Stores an entry in aligned 8-byte pieces, which real CMBs take.
+    #[inline]
+    pub(crate) fn put(&self, index: u16, command: Command) {
+        let words: [u64; 8] = bytemuck::cast(command);
+        let first = usize::from(index & self.mask) * 8;
+        for (i, word) in words.into_iter().enumerate() {
+            // SAFETY: `new` checked `(mask + 1) * 8` words, and `index & mask` is at most `mask`.
+            unsafe { self.words.add(first + i).as_ref() }.store(word, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Completion queue entries. Only ever loaded, but for the zeroing before the queue is created.
+#[derive(Debug)]
+pub(crate) struct CompletionRing {
+    words: NonNull<AtomicU64>,
+    mask: u16,
+    memory: RingMemory,
+}
+
+// SAFETY: as for `SubmissionRing`.
+unsafe impl Send for CompletionRing {}
+
+impl CompletionRing {
+    /// `entries` is a power of two.
+    pub(crate) fn new(memory: RingMemory, entries: u16) -> Result<Self, OutOfRange> {
+        debug_assert!(entries.is_power_of_two());
+        Ok(Self { words: memory.words(usize::from(entries) * 2)?, mask: entries - 1, memory })
+    }
+
+    pub(crate) fn memory(&self) -> &RingMemory {
+        &self.memory
+    }
+
+    /// The entry at `index` if its phase tag is `phase`. The half with the tag is loaded first, once, with acquire:
+    /// everything the device stored before it, the data included, is visible after.
+    #[inline]
+    pub(crate) fn get(&self, index: u16, phase: bool) -> Option<Completion> {
+        let first = usize::from(index & self.mask) * 2;
+        // SAFETY: `new` checked `(mask + 1) * 2` words, and `index & mask` is at most `mask`.
+        let high = unsafe { self.words.add(first + 1).as_ref() }.load(Ordering::Acquire);
+        if ((high >> 48) & 1 == 1) != phase {
+            return None;
+        }
+        // SAFETY: as above.
+        let low = unsafe { self.words.add(first).as_ref() }.load(Ordering::Relaxed);
+        Some(bytemuck::cast([low.to_le(), high.to_le()]))
+    }
+}
