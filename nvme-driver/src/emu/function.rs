@@ -222,6 +222,10 @@ impl PciFunction for EmulatedController {
         Ok(())
     }
 
+    fn bars_are_device_memory(&self) -> bool {
+        false
+    }
+
     fn step(&self) -> bool {
         Self::step(self)
     }
