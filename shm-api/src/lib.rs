@@ -1,1 +1,8 @@
-//! The shared-memory protocol: wire format, server and client.
+//! Files of a cmbfs as shared memory: the server, its clients, and what goes between them.
+//!
+//! * [`client`]: the client library: connect, open, map, read, write, commit
+//! * [`protocol`]: messages, encoded and decoded in one place
+//! * [`transport`]: socket, descriptors, rings, and how each side sees the other die
+pub mod client;
+pub mod protocol;
+pub mod transport;

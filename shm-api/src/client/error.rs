@@ -1,0 +1,88 @@
+//! What can go wrong on the client's side.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nvme_driver::mem::{MapError, OutOfRange};
+
+use crate::protocol::{ErrorCode, WireError};
+use crate::transport::ring::RingError;
+
+/// A client's request failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody serves there.
+    #[error("cannot connect to {path}: {source}; is `cmbfs serve` running with this --socket?")]
+    Connect {
+        /// The socket's path.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The server refused; it says why.
+    #[error(transparent)]
+    Server(#[from] WireError),
+    /// The server died or closed the connection. What was committed is on the drive; connect again when it is back.
+    #[error("the server is gone{0}; what was committed is on the drive, connect again when it is back")]
+    Gone(&'static str),
+    /// The server lives but did not answer.
+    #[error("the server did not answer {what} within {after:?}")]
+    TimedOut {
+        /// What was asked.
+        what: &'static str,
+        /// How long it was waited for.
+        after: Duration,
+    },
+    /// The server answered what the protocol does not allow.
+    #[error("the server's answer breaks the protocol: {0}")]
+    Protocol(String),
+    /// The range is outside what is mapped.
+    #[error("{len} bytes at {offset} are outside a mapping of {mapped} bytes")]
+    OutOfRange {
+        /// First byte.
+        offset: u64,
+        /// Number of bytes.
+        len: u64,
+        /// Length of the mapping in bytes.
+        mapped: u64,
+    },
+    /// The mapping or the file was opened for reading only.
+    #[error("{what} is open for reading only")]
+    ReadOnly {
+        /// Which.
+        what: &'static str,
+    },
+    /// Windows were revoked faster than they could be used.
+    #[error("the window at {offset} was taken back {times} times in a row before this {what} was through")]
+    Starved {
+        /// File offset.
+        offset: u64,
+        /// How often it was tried.
+        times: u32,
+        /// What was tried.
+        what: &'static str,
+    },
+    /// Memory could not be mapped.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// A shared region is smaller than it should be.
+    #[error(transparent)]
+    Range(#[from] OutOfRange),
+    /// The ring is unusable.
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    /// The socket is unusable.
+    #[error("the socket to the server: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl ClientError {
+    /// The server's error code, if it was the server that refused.
+    pub fn code(&self) -> Option<ErrorCode> {
+        match self {
+            Self::Server(e) => Some(e.code),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,403 @@
+//! The client library: blocking, for programs that want files as shared memory and no more.
+//!
+//! * [`Client`]: a connection; everything that goes by path
+//! * [`File`]: an open file: mapping, whole reads and writes, commit
+//! * [`Mapped`]: a range of it in memory; reads and writes without system calls
+//! * [`Peer`]: an emulated device that does DMA to mapped windows
+//! * [`PathCounts`]: which path the bytes took
+//!
+//! ```no_run
+//! use shm_api::client::{Client, OpenMode};
+//!
+//! let client = Client::connect("/run/cmbfs.sock")?;
+//! let file = client.open("/hello", OpenMode::create())?;
+//! file.write_at(0, b"hello, shared memory")?;
+//! file.commit()?;
+//!
+//! let mapped = file.map(0, 5)?;
+//! let mut word = [0; 5];
+//! mapped.read(0, &mut word)?; // no system call; goes on working while the server moves the bytes elsewhere
+//! assert_eq!(&word, b"hello");
+//! # Ok::<(), shm_api::client::ClientError>(())
+//! ```
+mod connection;
+mod error;
+mod file;
+mod mapped;
+mod path_counts;
+mod peer;
+
+use std::path::Path;
+use std::sync::Arc;
+
+pub use error::ClientError;
+pub use file::{CommitReport, File, OpenMode};
+pub use mapped::Mapped;
+pub use path_counts::PathCounts;
+pub use peer::{Peer, PeerWindow};
+
+use crate::protocol::messages::{
+    self as m, Empty, InfoReply, ListReply, ListRequest, MkdirRequest, RenameRequest, RevokeReply,
+    RevokeRequest, SetAttrRequest, StatReply, StatusReply,
+};
+use crate::protocol::records::{self, DirEntry, PathCount};
+use crate::protocol::{Op, WireError};
+use connection::Connection;
+use path_counts::SharedCounts;
+
+/// A connection to a server. Clones share it; threads may use it at the same time.
+#[derive(Clone, Debug)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    connection: Connection,
+    pages: p2p::control::ControlPages,
+    slots: Arc<p2p::writer::Slots>,
+    counts: SharedCounts,
+}
+
+/// What a file or directory is.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Stat {
+    /// The inode's number.
+    pub ino: u64,
+    /// Size in bytes.
+    pub size: u64,
+    /// Bytes of blocks allocated to it.
+    pub allocated: u64,
+    /// Last change of the content, in nanoseconds since 1970.
+    pub mtime_ns: u64,
+    /// Last change of the attributes, in nanoseconds since 1970.
+    pub ctime_ns: u64,
+    /// Whether it is a directory.
+    pub is_dir: bool,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Names it has.
+    pub links: u32,
+}
+
+impl From<StatReply> for Stat {
+    fn from(r: StatReply) -> Self {
+        Self {
+            ino: r.ino,
+            size: r.size,
+            allocated: r.allocated,
+            mtime_ns: r.mtime_ns,
+            ctime_ns: r.ctime_ns,
+            is_dir: r.kind == m::KIND_DIRECTORY,
+            mode: r.mode,
+            uid: r.uid,
+            gid: r.gid,
+            links: r.links,
+        }
+    }
+}
+
+/// One name in a directory.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Entry {
+    /// The name.
+    pub name: String,
+    /// The inode's number.
+    pub ino: u64,
+    /// Size in bytes.
+    pub size: u64,
+    /// Whether it is a directory.
+    pub is_dir: bool,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+}
+
+impl From<DirEntry> for Entry {
+    fn from(e: DirEntry) -> Self {
+        Self {
+            name: e.name,
+            ino: e.record.ino,
+            size: e.record.size,
+            is_dir: e.record.kind == m::KIND_DIRECTORY,
+            mode: e.record.mode,
+            uid: e.record.uid,
+        }
+    }
+}
+
+/// What a revocation did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct RevokeReport {
+    /// Windows that were moved.
+    pub windows: u64,
+    /// 4 KiB CMB pages that nothing reaches any more and that can be reused.
+    pub freed_pages: u64,
+    /// 4 KiB pages that a silent client may still touch; they wait until it answers or is gone.
+    pub quarantined_pages: u64,
+    /// Write sections that were fenced: their writers are told, and write again.
+    pub fenced: u64,
+    /// How long it took, in nanoseconds.
+    pub nanoseconds: u64,
+}
+
+/// The server's counters.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Status {
+    /// Clients connected now.
+    pub clients: u64,
+    /// Files open now.
+    pub open_files: u64,
+    /// Windows resident in the CMB.
+    pub cmb_windows: u64,
+    /// Windows resident in the host cache.
+    pub host_windows: u64,
+    /// Bytes of the CMB for windows.
+    pub cmb_bytes: u64,
+    /// Bytes of it in use.
+    pub cmb_used: u64,
+    /// Bytes of it that wait for a silent client.
+    pub cmb_quarantined: u64,
+    /// Window moves since the start.
+    pub revocations: u64,
+    /// Write sections fenced.
+    pub fenced: u64,
+    /// Commits.
+    pub commits: u64,
+    /// Clients disconnected for breaking the protocol or not reading.
+    pub expelled: u64,
+    /// Clients that died without saying goodbye.
+    pub died: u64,
+    /// The device generation.
+    pub device_generation: u64,
+    /// Every path that bytes took, why, how often and how many.
+    pub paths: Vec<PathLine>,
+}
+
+/// One line of [`Status::paths`].
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct PathLine {
+    /// The path.
+    pub path: String,
+    /// Why this path.
+    pub reason: String,
+    /// Number of transfers.
+    pub count: u64,
+    /// Bytes moved.
+    pub bytes: u64,
+}
+
+impl From<PathCount> for PathLine {
+    fn from(p: PathCount) -> Self {
+        Self { path: p.path, reason: p.reason, count: p.count, bytes: p.bytes }
+    }
+}
+
+/// What is being served, and by whom.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct ServerInfo {
+    /// The device's name.
+    pub device: String,
+    /// Capacity of the filesystem in bytes.
+    pub bytes: u64,
+    /// Bytes free.
+    pub free_bytes: u64,
+    /// Size of the CMB in bytes, or 0.
+    pub cmb_bytes: u64,
+    /// The device generation.
+    pub device_generation: u64,
+    /// The filesystem's uuid.
+    pub uuid: [u8; 16],
+    /// The server's process id.
+    pub pid: u32,
+    /// The server's uid.
+    pub uid: u32,
+    /// Connected clients.
+    pub clients: u32,
+    /// Milliseconds that a silent client delays a revocation at most.
+    pub grace_ms: u32,
+}
+
+impl Client {
+    /// Connects to the server that listens on `socket`.
+    pub fn connect(socket: impl AsRef<Path>) -> Result<Self, ClientError> {
+        let connection = Connection::open(socket.as_ref())?;
+        let bad = |e: p2p::control::ControlError| ClientError::Protocol(e.to_string());
+        let pages = p2p::control::ControlPages::open(Arc::clone(&connection.control)).map_err(bad)?;
+        let region = p2p::control::ClientRegion::open(Arc::clone(&connection.region)).map_err(bad)?;
+        let slots = p2p::writer::Slots::new(region);
+        Ok(Self { inner: Arc::new(Inner { connection, pages, slots, counts: SharedCounts::default() }) })
+    }
+
+    /// Whether this client may map the CMB, and if not, why not.
+    pub fn cmb_access(&self) -> Result<(), &str> {
+        match &self.inner.connection.cmb {
+            Some(_) => Ok(()),
+            None => Err(&self.inner.connection.cmb_text),
+        }
+    }
+
+    /// Opens (or creates) a file.
+    pub fn open(&self, path: &str, mode: OpenMode) -> Result<File, ClientError> {
+        File::open(self.clone(), path, mode)
+    }
+
+    /// Attributes of a file or directory.
+    pub fn stat(&self, path: &str) -> Result<Stat, ClientError> {
+        let reply: StatReply =
+            self.inner.connection.ask(Op::Stat, "attributes", &Empty {}, path.as_bytes())?;
+        Ok(reply.into())
+    }
+
+    /// Everything in a directory, in the order of the names' bytes.
+    pub fn list(&self, path: &str) -> Result<Vec<Entry>, ClientError> {
+        let mut entries: Vec<Entry> = Vec::new();
+        loop {
+            let after = entries.last().map_or("", |e| e.name.as_str());
+            let request = ListRequest { path_len: len32(path)?, after_len: len32(after)? };
+            let tail = [path.as_bytes(), after.as_bytes()].concat();
+            let reply = self.inner.connection.call(Op::List, "a listing", &request, &tail)?;
+            let (body, tail) = reply.message.body::<ListReply>()?;
+            let got = records::dir_entries(tail, body.count)?;
+            let more = body.more != 0 && !got.is_empty();
+            entries.extend(got.into_iter().map(Entry::from));
+            if !more {
+                return Ok(entries);
+            }
+        }
+    }
+
+    /// Makes a directory with these permission bits.
+    pub fn mkdir(&self, path: &str, mode: u32) -> Result<(), ClientError> {
+        let request = MkdirRequest { mode, reserved: 0 };
+        self.done(Op::Mkdir, "a directory to be made", &request, path.as_bytes())
+    }
+
+    /// Removes a file's name. The file goes with its last name and its last open handle.
+    pub fn unlink(&self, path: &str) -> Result<(), ClientError> {
+        self.done(Op::Unlink, "a file to be removed", &Empty {}, path.as_bytes())
+    }
+
+    /// Removes an empty directory.
+    pub fn rmdir(&self, path: &str) -> Result<(), ClientError> {
+        self.done(Op::Rmdir, "a directory to be removed", &Empty {}, path.as_bytes())
+    }
+
+    /// Renames; a file at the new path is replaced.
+    pub fn rename(&self, from: &str, to: &str) -> Result<(), ClientError> {
+        let request = RenameRequest { from_len: len32(from)?, to_len: len32(to)? };
+        let tail = [from.as_bytes(), to.as_bytes()].concat();
+        self.done(Op::Rename, "a rename", &request, &tail)
+    }
+
+    /// Sets a file's permission bits.
+    pub fn set_mode(&self, path: &str, mode: u32) -> Result<(), ClientError> {
+        let request = SetAttrRequest { fields: m::SET_MODE, mode, ..Default::default() };
+        self.done(Op::SetAttr, "a mode to be set", &request, path.as_bytes())
+    }
+
+    /// Sets a file's owner. Root's and the server's own uid only.
+    pub fn set_owner(&self, path: &str, uid: u32, gid: u32) -> Result<(), ClientError> {
+        let request = SetAttrRequest { fields: m::SET_OWNER, uid, gid, ..Default::default() };
+        self.done(Op::SetAttr, "an owner to be set", &request, path.as_bytes())
+    }
+
+    /// Moves every window of a file out of the CMB.
+    pub fn revoke(&self, path: &str) -> Result<RevokeReport, ClientError> {
+        self.revoke_request(RevokeRequest { scope: m::REVOKE_FILE, ..Default::default() }, path)
+    }
+
+    /// Moves every window of every file out of the CMB.
+    pub fn revoke_all(&self) -> Result<RevokeReport, ClientError> {
+        self.revoke_request(RevokeRequest { scope: m::REVOKE_ALL, ..Default::default() }, "")
+    }
+
+    fn revoke_request(&self, request: RevokeRequest, path: &str) -> Result<RevokeReport, ClientError> {
+        let reply: RevokeReply =
+            self.inner.connection.ask(Op::Revoke, "a revocation", &request, path.as_bytes())?;
+        Ok(RevokeReport {
+            windows: reply.windows,
+            freed_pages: reply.freed,
+            quarantined_pages: reply.quarantined,
+            fenced: reply.fenced,
+            nanoseconds: reply.nanoseconds,
+        })
+    }
+
+    /// The server's counters.
+    pub fn status(&self) -> Result<Status, ClientError> {
+        let reply = self.inner.connection.call(Op::Status, "its status", &Empty {}, &[])?;
+        let (s, tail) = reply.message.body::<StatusReply>()?;
+        let paths = records::path_counts(tail, s.reasons)?.into_iter().map(PathLine::from).collect();
+        Ok(Status {
+            clients: s.clients,
+            open_files: s.open_files,
+            cmb_windows: s.cmb_windows,
+            host_windows: s.host_windows,
+            cmb_bytes: s.cmb_bytes,
+            cmb_used: s.cmb_used,
+            cmb_quarantined: s.cmb_quarantined,
+            revocations: s.revocations,
+            fenced: s.fenced,
+            commits: s.commits,
+            expelled: s.expelled,
+            died: s.died,
+            device_generation: s.device_generation,
+            paths,
+        })
+    }
+
+    /// What is being served, and by whom.
+    pub fn info(&self) -> Result<ServerInfo, ClientError> {
+        let reply = self.inner.connection.call(Op::Info, "about itself", &Empty {}, &[])?;
+        let (i, name) = reply.message.body::<InfoReply>()?;
+        Ok(ServerInfo {
+            device: records::one_text(name)?,
+            bytes: i.bytes,
+            free_bytes: i.free_bytes,
+            cmb_bytes: i.cmb_bytes,
+            device_generation: i.device_generation,
+            uuid: i.uuid,
+            pid: i.pid,
+            uid: i.uid,
+            clients: i.clients,
+            grace_ms: i.grace_ms,
+        })
+    }
+
+    /// Attaches an emulated peer with `local_len` bytes (a multiple of 4 KiB) of memory of its own.
+    pub fn attach_peer(&self, local_len: u64) -> Result<Peer, ClientError> {
+        Peer::attach(self.clone(), local_len)
+    }
+
+    /// Which paths this client's bytes took so far. A [`Mapped`] adds its own when it is dropped.
+    pub fn paths(&self) -> PathCounts {
+        self.inner.counts.get()
+    }
+
+    /// Whether the server lives, by its robust word: one load, no system call.
+    pub fn server_lives(&self) -> bool {
+        self.inner.connection.server_lives()
+    }
+
+    fn done<T: crate::protocol::wire::Wire>(
+        &self,
+        op: Op,
+        what: &'static str,
+        body: &T,
+        tail: &[u8],
+    ) -> Result<(), ClientError> {
+        self.inner.connection.ask::<T, Empty>(op, what, body, tail).map(|_| ())
+    }
+}
+
+fn len32(text: &str) -> Result<u32, ClientError> {
+    u32::try_from(text.len()).map_err(|_| {
+        ClientError::Server(WireError::new(crate::protocol::ErrorCode::NameTooLong, "the path is too long"))
+    })
+}
