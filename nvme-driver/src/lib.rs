@@ -10,6 +10,7 @@
 //! * [`cmb`]: the Controller Memory Buffer
 //! * [`disk`]: a block device as the layers above see it
 //! * [`vfio`]: real PCI functions through Linux VFIO; the scan for them, `bind` and `unbind`
+//! * [`vfio_user`]: functions served to other processes over vfio-user
 //! * [`emu`]: the emulated controller
 pub mod clock;
 pub mod cmb;
@@ -25,5 +26,6 @@ pub mod queue;
 mod ranges;
 pub mod spec;
 pub mod vfio;
+pub mod vfio_user;
 
 pub use ranges::NotAllocated;

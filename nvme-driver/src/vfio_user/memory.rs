@@ -1,0 +1,173 @@
+//! The client's DMA memory: DMA_MAP and DMA_UNMAP (spec, same names).
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::fs::{SealFlags, fcntl_add_seals, fcntl_get_seals, fstat};
+use rustix::io::Errno;
+
+use super::protocol::{Fields, Put};
+use super::regions::errno;
+use super::version::MAX_DMA_MAPS;
+use crate::mem::{Access, Mapping, PAGE};
+use crate::pci::{DmaAccess, PciFunction};
+
+const MAP_READ: u32 = 1;
+const MAP_WRITE: u32 = 2;
+const UNMAP_ALL: u32 = 1 << 1;
+
+/// One region as the client named it, and the parts of it that the function was given.
+struct Region {
+    size: u64,
+    mapped: Vec<(u64, usize)>,
+}
+
+/// The client's DMA regions, by address.
+pub(super) struct DmaRegions {
+    function: Arc<dyn PciFunction>,
+    regions: BTreeMap<u64, Region>,
+    /// Whether memory that the client could shrink under us is accepted: only from a client that could kill us anyway.
+    trusted: bool,
+}
+
+impl DmaRegions {
+    pub(super) fn new(function: Arc<dyn PciFunction>, trusted: bool) -> Self {
+        Self { function, regions: BTreeMap::new(), trusted }
+    }
+
+    /// Answers DMA_MAP.
+    pub(super) fn map(&mut self, body: &[u8], fds: Vec<OwnedFd>) -> Result<Vec<u8>, Errno> {
+        let mut fields = Fields(body);
+        let (argsz, flags) = (fields.u32()?, fields.u32()?);
+        let (file_offset, iova, size) = (fields.u64()?, fields.u64()?, fields.u64()?);
+        let last = iova.checked_add(size.checked_sub(1).ok_or(Errno::INVAL)?).ok_or(Errno::INVAL)?;
+        let page = PAGE as u64;
+        if argsz < 32 || [iova, size, file_offset].iter().any(|n| !n.is_multiple_of(page)) {
+            return Err(Errno::INVAL);
+        }
+        let access = match flags & (MAP_READ | MAP_WRITE) {
+            MAP_READ => DmaAccess::Read,
+            MAP_WRITE => DmaAccess::Write,
+            0 => return Err(Errno::INVAL),
+            _ => DmaAccess::ReadWrite,
+        };
+        if self.regions.len() >= MAX_DMA_MAPS {
+            return Err(Errno::NOSPC);
+        }
+        let before = self.regions.range(..=last).next_back();
+        if before.is_some_and(|(start, region)| start.saturating_add(region.size - 1) >= iova) {
+            return Err(Errno::EXIST);
+        }
+        let mut fds = fds.into_iter();
+        let mapped = match (fds.next(), fds.next()) {
+            // Reachable by message only. The controller's DMA does not go there: it faults like any address that is not mapped.
+            (None, _) => Vec::new(),
+            (Some(fd), None) => self.give(fd, file_offset, iova..=last, access)?,
+            (Some(_), Some(_)) => return Err(Errno::INVAL),
+        };
+        self.regions.insert(iova, Region { size, mapped });
+        Ok(Vec::new())
+    }
+
+    /// Maps a descriptor and gives the function those parts of the range that its IOMMU accepts.
+    fn give(
+        &self,
+        fd: OwnedFd,
+        file_offset: u64,
+        range: RangeInclusive<u64>,
+        access: DmaAccess,
+    ) -> Result<Vec<(u64, usize)>, Errno> {
+        let (iova, size) = (*range.start(), range.end() - range.start() + 1);
+        let len = usize::try_from(size).map_err(|_| Errno::INVAL)?;
+        let end = file_offset.checked_add(size).ok_or(Errno::INVAL)?;
+        let stat = fstat(&fd)?;
+        // A page beyond the file's end would be a SIGBUS for us.
+        if u64::try_from(stat.st_size).unwrap_or(0) < end {
+            return Err(Errno::INVAL);
+        }
+        let sealed = fcntl_add_seals(&fd, SealFlags::SHRINK).is_ok()
+            || fcntl_get_seals(&fd).is_ok_and(|seals| seals.contains(SealFlags::SHRINK));
+        if !sealed && !self.trusted {
+            return Err(Errno::PERM);
+        }
+        if sealed && u64::try_from(fstat(&fd)?.st_size).unwrap_or(0) < end {
+            return Err(Errno::INVAL); // it shrank just before the seal
+        }
+        let ours = if access.writable() { Access::ReadWrite } else { Access::ReadOnly };
+        let memory = Mapping::from_fd(fd, file_offset, len, ours)
+            .map_err(|e| Errno::from_io_error(&e.source).unwrap_or(Errno::NOMEM))?;
+        let mut mapped = Vec::new();
+        for usable in self.function.iova_ranges() {
+            let (first, last) = (iova.max(*usable.start()), (*range.end()).min(*usable.end()));
+            if first >= last {
+                continue;
+            }
+            let (offset, len) = ((first - iova) as usize, (last - first) as usize + 1);
+            if let Err(e) = self.function.dma_map(&memory, offset, len, first, access) {
+                tracing::debug!("DMA_MAP of {len:#x} bytes at {first:#x}: {e}");
+                self.take_back(&mapped);
+                return Err(errno(&e));
+            }
+            mapped.push((first, len));
+        }
+        Ok(mapped)
+    }
+
+    fn take_back(&self, mapped: &[(u64, usize)]) {
+        for (iova, len) in mapped {
+            if let Err(e) = self.function.dma_unmap(*iova, *len) {
+                tracing::error!("vfio-user: {e}");
+            }
+        }
+    }
+
+    /// Answers DMA_UNMAP: whole regions only, one or more; when it replies, no DMA reaches them.
+    pub(super) fn unmap(&mut self, body: &[u8]) -> Result<Vec<u8>, Errno> {
+        let mut fields = Fields(body);
+        let (argsz, flags, iova, size) = (fields.u32()?, fields.u32()?, fields.u64()?, fields.u64()?);
+        if argsz < 24 || flags & !UNMAP_ALL != 0 {
+            return Err(Errno::INVAL); // no dirty bitmaps: migration was not agreed on
+        }
+        if flags & UNMAP_ALL != 0 {
+            if iova != 0 || size != 0 {
+                return Err(Errno::INVAL);
+            }
+            self.clear();
+        } else {
+            let last = iova.checked_add(size.checked_sub(1).ok_or(Errno::INVAL)?).ok_or(Errno::INVAL)?;
+            let cut = |(start, region): (&u64, &Region)| {
+                let end = start.saturating_add(region.size - 1);
+                end >= iova && (*start < iova || end > last)
+            };
+            if self.regions.range(..=last).next_back().is_some_and(cut)
+                || self.regions.range(..iova).next_back().is_some_and(cut)
+            {
+                return Err(Errno::INVAL);
+            }
+            let inside: Vec<u64> = self.regions.range(iova..=last).map(|(start, _)| *start).collect();
+            if inside.is_empty() {
+                return Err(Errno::NOENT);
+            }
+            for start in inside {
+                if let Some(region) = self.regions.remove(&start) {
+                    self.take_back(&region.mapped);
+                }
+            }
+        }
+        let mut reply = Vec::with_capacity(24);
+        reply.put_u32(24);
+        reply.put_u32(flags);
+        reply.put_u64(iova);
+        reply.put_u64(size);
+        Ok(reply)
+    }
+
+    /// Takes everything back: the client is gone.
+    pub(super) fn clear(&mut self) {
+        for region in std::mem::take(&mut self.regions).into_values() {
+            self.take_back(&region.mapped);
+        }
+    }
+}

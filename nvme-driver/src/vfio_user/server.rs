@@ -1,0 +1,215 @@
+//! Serving a function over a Unix socket: one client at a time, the next one after it has gone.
+
+use std::fs;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
+
+use super::protocol::{HEADER, Header, MAX_FDS};
+use super::session::{Reply, Session};
+use crate::pci::{PciError, PciFunction};
+
+/// How long a client may leave a message half sent, or a reply unread, before it is dropped.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Steps in a row that found nothing to do, after which an idle server sleeps between looks at the doorbells.
+const SPIN: u32 = 20_000;
+
+/// Serving failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The socket could not be made.
+    #[error("cannot listen on {}: {source}", path.display())]
+    Listen {
+        /// The socket's path.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// Another server listens there.
+    #[error("{} is served by another process", .0.display())]
+    InUse(PathBuf),
+    /// A wait on the sockets failed.
+    #[error("waiting for clients of {}: {source}", path.display())]
+    Wait {
+        /// The socket's path.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The function cannot be described.
+    #[error(transparent)]
+    Function(#[from] PciError),
+}
+
+/// A function that listens for vfio-user clients. The socket file goes away with it.
+#[derive(Debug)]
+pub struct Server {
+    listener: UnixListener,
+    path: PathBuf,
+    function: Arc<dyn PciFunction>,
+}
+
+impl Server {
+    /// Listens on `path` (mode 0600). A socket file that a dead server left behind is replaced.
+    pub fn bind(path: &Path, function: Arc<dyn PciFunction>) -> Result<Self, ServeError> {
+        let fail = |source| ServeError::Listen { path: path.to_owned(), source };
+        if let Err(e) = UnixStream::connect(path) {
+            let stale = e.kind() == io::ErrorKind::ConnectionRefused
+                && fs::symlink_metadata(path)
+                    .is_ok_and(|m| std::os::unix::fs::FileTypeExt::is_socket(&m.file_type()));
+            if stale {
+                fs::remove_file(path).map_err(fail)?;
+            }
+        } else {
+            return Err(ServeError::InUse(path.to_owned()));
+        }
+        let listener = UnixListener::bind(path).map_err(fail)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(fail)?;
+        listener.set_nonblocking(true).map_err(fail)?;
+        Ok(Self { listener, path: path.to_owned(), function })
+    }
+
+    /// Serves clients, one after the other, until `stop`. Steps the function where it needs that.
+    pub fn run(&self, stop: &AtomicBool) -> Result<(), ServeError> {
+        let mut idle = 0u32;
+        let mut client: Option<(UnixStream, Session)> = None;
+        while !stop.load(Ordering::Relaxed) {
+            let needs_step = self.function.needs_step() && client.is_some();
+            if needs_step && self.function.step() {
+                idle = 0;
+            }
+            idle = idle.saturating_add(1);
+            // While there is work, a look at the socket every so often is enough: it is a system call.
+            if needs_step && idle < SPIN && idle % 64 != 1 {
+                continue;
+            }
+            let wait = Timespec {
+                tv_sec: 0,
+                tv_nsec: if !needs_step {
+                    50_000_000
+                } else if idle < SPIN {
+                    0
+                } else {
+                    500_000
+                },
+            };
+            let waiting = client.as_ref().map_or_else(|| self.listener.as_fd(), |(stream, _)| stream.as_fd());
+            let mut fds = [PollFd::from_borrowed_fd(waiting, PollFlags::IN)];
+            match poll(&mut fds, Some(&wait)) {
+                Ok(0) | Err(Errno::INTR) => continue,
+                Ok(_) => {}
+                Err(e) => return Err(ServeError::Wait { path: self.path.clone(), source: e.into() }),
+            }
+            idle = 0;
+            match &mut client {
+                None => client = self.accept()?,
+                Some((stream, session)) => {
+                    if let Err(e) = serve_one(stream, session) {
+                        tracing::info!("vfio-user client of {}: {e}", self.path.display());
+                        client = None;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn accept(&self) -> Result<Option<(UnixStream, Session)>, ServeError> {
+        let Ok((stream, _)) = self.listener.accept() else { return Ok(None) };
+        let patient = stream.set_nonblocking(false).is_ok()
+            && stream.set_read_timeout(Some(PATIENCE)).is_ok()
+            && stream.set_write_timeout(Some(PATIENCE)).is_ok();
+        if !patient {
+            return Ok(None);
+        }
+        let trusted = rustix::net::sockopt::socket_peercred(&stream)
+            .is_ok_and(|peer| peer.uid.is_root() || peer.uid == rustix::process::geteuid());
+        Ok(Some((stream, Session::new(Arc::clone(&self.function), trusted)?)))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Receives one message, answers it. An error means that the connection is over.
+fn serve_one(stream: &UnixStream, session: &mut Session) -> Result<(), Errno> {
+    let mut fds = Vec::new();
+    let mut head = [0u8; HEADER];
+    receive(stream, &mut head, &mut fds)?;
+    let header = Header::parse(&head);
+    let mut body = vec![0; header.body_len().ok_or(Errno::PROTO)?];
+    receive(stream, &mut body, &mut fds)?;
+    match session.handle(header, &body, fds)? {
+        Some(reply) => send(stream, &reply),
+        None => Ok(()),
+    }
+}
+
+/// Fills `into`, collecting the descriptors that come along.
+fn receive(stream: &UnixStream, into: &mut [u8], fds: &mut Vec<OwnedFd>) -> Result<(), Errno> {
+    let mut done = 0;
+    while done < into.len() {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let got = match recvmsg(
+            stream,
+            &mut [IoSliceMut::new(&mut into[done..])],
+            &mut control,
+            RecvFlags::CMSG_CLOEXEC,
+        ) {
+            Ok(got) => got,
+            Err(Errno::INTR) => continue,
+            Err(e) => return Err(e),
+        };
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(more) = message {
+                fds.extend(more);
+            }
+        }
+        if got.bytes == 0 {
+            return Err(Errno::PIPE);
+        }
+        if got.flags.contains(rustix::net::ReturnFlags::CTRUNC) || fds.len() > MAX_FDS {
+            return Err(Errno::PROTO);
+        }
+        done += got.bytes;
+    }
+    Ok(())
+}
+
+fn send(stream: &UnixStream, reply: &Reply) -> Result<(), Errno> {
+    let borrowed: Vec<_> = reply.fds.iter().map(AsFd::as_fd).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !borrowed.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&borrowed)) {
+        return Err(Errno::MSGSIZE);
+    }
+    let mut done = 0;
+    while done < reply.bytes.len() {
+        match sendmsg(stream, &[IoSlice::new(&reply.bytes[done..])], &mut control, SendFlags::NOSIGNAL) {
+            Ok(n) => {
+                done += n;
+                control.clear(); // the descriptors went with the first bytes
+            }
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
