@@ -80,9 +80,8 @@ impl ConfigSpace {
         self.put(0x2c, &VENDOR_ID.to_le_bytes());
         self.put(0x2e, &DEVICE_ID.to_le_bytes());
         self.put(0x34, &[PM_CAP as u8]);
-        // Interrupt line is the system's note; pin A.
+        // Interrupt line is the system's note. No interrupt pin: MSI-X is all there is, and a host that saw a pin would set it up.
         self.allow(0x3c, &[0xff]);
-        self.put(0x3d, &[1]);
         for (i, bar) in self.bars.into_iter().enumerate().filter(|(_, b)| b.size != 0) {
             let kind = u8::from(bar.is_64bit) << 2 | u8::from(bar.prefetchable) << 3;
             self.put(BARS + 4 * i, &[kind]);

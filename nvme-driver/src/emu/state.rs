@@ -16,8 +16,8 @@ use super::namespace::Namespace;
 use super::pci_config::ConfigSpace;
 use super::queue::{Cq, Sq};
 use super::registers::Registers;
-use crate::mem::{Mapping, PAGE};
-use crate::spec::regs::{Cc, Csts};
+use crate::mem::{Access, MapError, Mapping, PAGE};
+use crate::spec::regs::{Cc, Csts, DOORBELLS};
 
 /// What a controller was made with and cannot change.
 #[derive(Clone)]
@@ -77,6 +77,14 @@ pub(super) struct State {
     pub(super) idle: u32,
 }
 
+/// The doorbell page. It lies in its file where it lies in BAR0: a vfio-user client maps a BAR's areas at the BAR's own offsets.
+fn doorbell_page() -> Result<Arc<Mapping>, MapError> {
+    let whole = Mapping::memfd("cmbfs-emu-doorbells", DOORBELLS as usize + PAGE)?;
+    let fail = |source| MapError { what: "the doorbell page".to_owned(), len: PAGE, source };
+    let (fd, _) = whole.fd().ok_or_else(|| fail(std::io::ErrorKind::Unsupported.into()))?;
+    Mapping::from_fd(fd.try_clone_to_owned().map_err(fail)?, DOORBELLS, PAGE, Access::ReadWrite)
+}
+
 impl State {
     pub(super) fn new(config: &Config) -> Result<Self, EmuError> {
         config.check()?;
@@ -112,7 +120,7 @@ impl State {
             regs: Registers::new(config),
             pci: ConfigSpace::new(config.cmb_size, config.pmr_size, vectors),
             msix: Msix::new(vectors),
-            doorbells: Mapping::memfd("cmbfs-emu-doorbells", PAGE)?,
+            doorbells: doorbell_page()?,
             cmb: memory("cmbfs-emu-cmb", config.cmb_size)?,
             pmr: memory("cmbfs-emu-pmr", config.pmr_size)?,
             sqs: (0..queues).map(|_| None).collect(),

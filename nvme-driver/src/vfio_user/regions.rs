@@ -3,6 +3,7 @@
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use rustix::fs::{SealFlags, fcntl_add_seals, fcntl_get_seals};
 use rustix::io::Errno;
 
 use super::protocol::{Fields, MAX_DATA, Put};
@@ -56,7 +57,7 @@ impl Regions {
         let bars = (0..6)
             .map(|index| {
                 let size = function.bar(index)?.size;
-                Ok(BarRegion { size, areas: areas(&*function, index, size)? })
+                Ok(BarRegion { size, areas: areas(&*function, index, size) })
             })
             .collect::<Result<_, PciError>>()?;
         Ok(Self { function, bars })
@@ -245,29 +246,37 @@ fn width(address: u64, left: usize) -> usize {
 }
 
 /// Which ranges of a BAR can be mapped through a descriptor.
-fn areas(function: &dyn PciFunction, index: u8, size: u64) -> Result<Vec<Area>, PciError> {
+fn areas(function: &dyn PciFunction, index: u8, size: u64) -> Vec<Area> {
     let page = PAGE as u64;
-    let mut found: Vec<Area> = Vec::new();
     if size < page {
-        return Ok(found);
+        return Vec::new();
     }
-    let shareable = |memory: &Arc<Mapping>| memory.fd().is_some();
-    if let Ok(Some(memory)) = function.map_bar(index, 0, size) {
-        if shareable(&memory) {
-            found.push(Area { offset: 0, memory });
+    let map = |offset, len| function.map_bar(index, offset, len).ok().flatten().filter(seal);
+    // Memory fills its BAR from the start (a CMB, perhaps shorter than the BAR): the longest prefix that can be mapped.
+    if let Some(mut memory) = map(0, page) {
+        let (mut good, mut bad) = (1, size / page + 1);
+        while bad - good > 1 {
+            let middle = if bad > size / page { bad - 1 } else { good + (bad - good) / 2 };
+            match map(0, middle * page) {
+                Some(more) => (good, memory) = (middle, more),
+                None => bad = middle,
+            }
         }
-        return Ok(found);
+        return vec![Area { offset: 0, memory }];
     }
-    let mut offset = 0;
-    while offset + page <= size.min(SEARCH) {
-        if let Ok(Some(memory)) = function.map_bar(index, offset, page)
-            && shareable(&memory)
-        {
-            found.push(Area { offset, memory });
-        }
-        offset += page;
-    }
-    Ok(found)
+    // Registers with a page that can be mapped in between (doorbells).
+    (1..size.min(SEARCH) / page)
+        .filter_map(|i| Some(Area { offset: i * page, memory: map(i * page, page)? }))
+        .collect()
+}
+
+/// Makes sure that whoever gets the descriptor cannot shrink the file under us. False: then it is not handed out.
+fn seal(memory: &Arc<Mapping>) -> bool {
+    let wanted = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+    memory.fd().is_some_and(|(fd, _)| {
+        fcntl_add_seals(fd, wanted).is_ok()
+            || fcntl_get_seals(fd).is_ok_and(|seals| seals.contains(SealFlags::SHRINK))
+    })
 }
 
 /// The one descriptor through which all areas of a region can be mapped, and the file offset of the region's start in it: an area at
