@@ -1,1 +1,44 @@
 //! A tiny extent filesystem with leases: blocks, names, layouts. It knows nothing of memory windows.
+//!
+//! All metadata is in memory. A change becomes items; the items of one or many changes become one record in the log; a
+//! sync writes that record and flushes. When the log grows, a checkpoint of all metadata is written beside it.
+//! `docs/on-disk-format.md` describes the bytes, `docs/extent-fs.md` argues why every power cut is survived.
+//!
+//! The rooms, from the device upwards:
+//! * `io`: the disk in bytes, with the latch that stops all writes after the first device error
+//! * `codec`, `superblock`, `record`, `item`, `chunk`: the on-disk format, one structure each
+//! * `log`: the ring that records live in
+//! * `extents`, `inode`, `state`: the metadata in memory, and how an item changes it
+//! * `alloc`: the free blocks
+//! * `commit`: transactions; `checkpoint`: checkpoints; `mount`: mkfs and recovery
+//! * `fs`: the mounted filesystem and the calls that only look; `names`, `data`: the calls that change
+
+mod alloc;
+mod checkpoint;
+mod chunk;
+mod codec;
+mod commit;
+mod data;
+mod error;
+mod extents;
+mod fs;
+mod inode;
+mod io;
+mod item;
+mod log;
+mod mount;
+mod names;
+mod record;
+mod state;
+mod superblock;
+
+pub use commit::Ticket;
+pub use data::Falloc;
+pub use error::FsError;
+pub use fs::{Clock, DirEntry, Filesystem, Stat, StatFs};
+pub use inode::{Ino, Kind, MAX_FILE_SIZE, ROOT};
+pub use io::BLOCK;
+pub use item::NAME_MAX;
+pub use mount::{FormatOptions, MountOptions, format, probe, system_time};
+pub use names::{NewInode, SetAttr};
+pub use superblock::VERSION;

@@ -215,3 +215,36 @@ impl<D: Disk + ?Sized> Disk for Box<D> {
         (**self).write_from_cmb(lba, offset, len)
     }
 }
+
+impl<D: Disk + ?Sized> Disk for &mut D {
+    fn name(&self) -> &str {
+        (**self).name()
+    }
+    fn geometry(&self) -> &Geometry {
+        (**self).geometry()
+    }
+    fn read(&mut self, lba: u64, into: &mut [u8]) -> Result<(), DiskError> {
+        (**self).read(lba, into)
+    }
+    fn write(&mut self, lba: u64, from: &[u8]) -> Result<(), DiskError> {
+        (**self).write(lba, from)
+    }
+    fn flush(&mut self) -> Result<(), DiskError> {
+        (**self).flush()
+    }
+    fn write_zeroes(&mut self, lba: u64, blocks: u64) -> Result<(), DiskError> {
+        (**self).write_zeroes(lba, blocks)
+    }
+    fn deallocate(&mut self, lba: u64, blocks: u64) -> Result<(), DiskError> {
+        (**self).deallocate(lba, blocks)
+    }
+    fn cmb(&self) -> Option<&CmbMemory> {
+        (**self).cmb()
+    }
+    fn read_to_cmb(&mut self, lba: u64, offset: usize, len: usize) -> Result<(), DiskError> {
+        (**self).read_to_cmb(lba, offset, len)
+    }
+    fn write_from_cmb(&mut self, lba: u64, offset: usize, len: usize) -> Result<(), DiskError> {
+        (**self).write_from_cmb(lba, offset, len)
+    }
+}

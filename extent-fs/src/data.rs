@@ -1,0 +1,469 @@
+//! File contents: read, write, truncate, allocate.
+
+use nvme_driver::disk::Disk;
+
+use crate::error::FsError;
+use crate::extents::{Piece, Run};
+use crate::fs::Filesystem;
+use crate::inode::{Ino, MAX_FILE_SIZE, extent_growth};
+use crate::io::{BLOCK, BlockIo};
+use crate::item::Item;
+
+/// Most extents that one item carries; a longer operation becomes several, each atomic.
+pub(crate) const MAX_PIECES: usize = 96;
+/// At most what one `Write` item takes.
+pub(crate) const WRITE_ITEM: usize = 64 + MAX_PIECES * (24 + 12);
+
+/// What [`Filesystem::fallocate`] does to a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Falloc {
+    /// Allocates blocks, unwritten; the file grows if the range ends behind it.
+    Extend,
+    /// Allocates blocks, unwritten; the size stays.
+    KeepSize,
+    /// Makes the range read as zeros and frees the blocks that lie in it whole. The size stays.
+    PunchHole,
+}
+
+/// Where a stretch of a write goes.
+#[derive(Clone, Copy, Debug)]
+struct Target {
+    file: u64,
+    disk: u64,
+    len: u64,
+    /// Where the blocks' bytes are now; `None`: they are zeros.
+    old: Option<u64>,
+    how: How,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum How {
+    /// Written blocks, overwritten where they are.
+    InPlace,
+    /// Unwritten blocks become written.
+    Commit,
+    /// New blocks are mapped.
+    Map,
+}
+
+fn check_range(offset: u64, len: u64) -> Result<u64, FsError> {
+    match offset.checked_add(len) {
+        Some(end) if end <= MAX_FILE_SIZE => Ok(end),
+        end => Err(FsError::TooLarge { size: end.unwrap_or(u64::MAX), max: MAX_FILE_SIZE }),
+    }
+}
+
+/// A length in memory as a length on disk.
+fn wide(len: usize) -> u64 {
+    len as u64
+}
+
+/// Reads `into.len()` bytes from `skip` bytes into the block at `disk`, whatever the alignment.
+fn read_bytes<D: Disk>(
+    io: &mut BlockIo<D>,
+    scratch: &mut [u8],
+    disk: u64,
+    skip: u64,
+    into: &mut [u8],
+) -> Result<(), FsError> {
+    let mask = io.lba_size() - 1;
+    let mut at = disk * BLOCK + skip;
+    let mut into = into;
+    while !into.is_empty() {
+        if at & mask == 0 && wide(into.len()) > mask {
+            let whole = into.len() - (wide(into.len()) & mask) as usize;
+            let (head, rest) = into.split_at_mut(whole);
+            io.read(at, head)?;
+            at += wide(whole);
+            into = rest;
+        } else {
+            let lba_len = io.lba_size() as usize;
+            let from = (at & mask) as usize;
+            let n = into.len().min(lba_len - from);
+            io.read(at - wide(from), &mut scratch[..lba_len])?;
+            let (head, rest) = into.split_at_mut(n);
+            head.copy_from_slice(&scratch[from..from + n]);
+            at += wide(n);
+            into = rest;
+        }
+    }
+    Ok(())
+}
+
+impl<D: Disk> Filesystem<D> {
+    /// Reads from `offset`; returns how many bytes, fewer than asked only at the end of the file.
+    pub fn read_at(&mut self, ino: Ino, offset: u64, into: &mut [u8]) -> Result<usize, FsError> {
+        let size = self.file(ino)?.size;
+        let len = size.saturating_sub(offset).min(wide(into.len()));
+        let into = &mut into[..len as usize];
+        let Self { io, state, scratch, .. } = self;
+        let Some(map) = state.get(ino).and_then(|i| i.extents()) else {
+            return Err(FsError::no_inode(ino));
+        };
+        let mut done = 0;
+        for piece in map.range(offset / BLOCK, (offset + len).div_ceil(BLOCK)) {
+            let from = (piece.file * BLOCK).max(offset);
+            let to = (piece.end() * BLOCK).min(offset + len);
+            let (a, b) = ((from - offset) as usize, (to - offset) as usize);
+            into[done..a].fill(0);
+            if piece.run.written {
+                let skip = from - piece.file * BLOCK;
+                let disk = piece.run.disk + skip / BLOCK;
+                read_bytes(io, scratch, disk, skip % BLOCK, &mut into[a..b])?;
+            } else {
+                into[a..b].fill(0);
+            }
+            done = b;
+        }
+        into[done..].fill(0);
+        Ok(into.len())
+    }
+
+    /// Writes all of `data` at `offset`, or nothing of it when there is no space. Durable after the next sync.
+    pub fn write_at(&mut self, ino: Ino, offset: u64, data: &[u8]) -> Result<(), FsError> {
+        self.io.writable()?;
+        self.file(ino)?;
+        let end = check_range(offset, wide(data.len()))?;
+        if data.is_empty() {
+            return Ok(());
+        }
+        let (first, last) = (offset / BLOCK, end.div_ceil(BLOCK));
+        self.begin(WRITE_ITEM)?;
+        let targets = self.plan(ino, first, last)?;
+        let result = self.write_targets(ino, offset, data, &targets);
+        if result.is_err() {
+            self.take_back(ino, &targets);
+        }
+        result
+    }
+
+    /// After a failed write: new blocks that no item maps go back.
+    fn take_back(&mut self, ino: Ino, targets: &[Target]) {
+        for t in targets.iter().filter(|t| t.how == How::Map) {
+            let mapped = self.state.get(ino).and_then(|i| i.extents()).and_then(|m| m.at(t.file));
+            if mapped.is_none_or(|p| p.run.disk + (t.file - p.file) != t.disk) {
+                self.free.release(t.disk, t.len);
+            }
+        }
+    }
+
+    fn write_targets(
+        &mut self,
+        ino: Ino,
+        offset: u64,
+        data: &[u8],
+        targets: &[Target],
+    ) -> Result<(), FsError> {
+        let end = offset + wide(data.len());
+        let time = self.now();
+        let mut touched = true;
+        for batch in targets.chunks(MAX_PIECES) {
+            self.begin(WRITE_ITEM)?;
+            let mut maps = Vec::new();
+            let mut commits = Vec::new();
+            let mut reached = 0;
+            for t in batch {
+                self.write_target(t, offset, data)?;
+                let len = u32::try_from(t.len).unwrap_or(u32::MAX);
+                match t.how {
+                    How::InPlace => {}
+                    How::Commit => commits.push((t.file, len)),
+                    How::Map => {
+                        maps.push(Piece { file: t.file, run: Run { disk: t.disk, len, written: true } });
+                    }
+                }
+                reached = ((t.file + t.len) * BLOCK).min(end);
+            }
+            let size = self.file(ino)?.size;
+            if !maps.is_empty() || !commits.is_empty() || reached > size {
+                let size = size.max(reached);
+                self.log(&Item::Write { ino, size, time, maps, commits })?;
+                touched = false;
+            }
+        }
+        if touched { self.touch(ino, time) } else { Ok(()) }
+    }
+
+    /// Decides where blocks `first..end` are to be written, and allocates what is missing. All or nothing.
+    fn plan(&mut self, ino: Ino, first: u64, end: u64) -> Result<Vec<Target>, FsError> {
+        let mut targets = Vec::new();
+        let mut missing = 0;
+        let mut at = first;
+        let guarded = &self.guarded;
+        let inode = self.file(ino)?;
+        let Some(map) = inode.extents() else { return Err(FsError::no_inode(ino)) };
+        // A hole, or blocks whose bytes a record vouches for: new blocks.
+        let mut fresh = |targets: &mut Vec<Target>, file: u64, len: u64, old: Option<u64>| {
+            if len > 0 {
+                missing += len;
+                targets.push(Target { file, disk: 0, len, old, how: How::Map });
+            }
+        };
+        for piece in map.range(first, end) {
+            fresh(&mut targets, at, piece.file - at, None);
+            at = piece.end();
+            let (file, disk, len) = (piece.file, piece.run.disk, u64::from(piece.run.len));
+            if !piece.run.written {
+                targets.push(Target { file, disk, len, old: None, how: How::Commit });
+                continue;
+            }
+            let mut from = 0;
+            let low = guarded.partition_point(|&b| b < disk);
+            for &block in guarded[low..].iter().take_while(|&&b| b < disk + len) {
+                let i = block - disk;
+                if i > from {
+                    let (file, disk) = (file + from, disk + from);
+                    targets.push(Target { file, disk, len: i - from, old: Some(disk), how: How::InPlace });
+                }
+                fresh(&mut targets, file + i, 1, Some(block));
+                from = i + 1;
+            }
+            if from < len {
+                let (file, disk) = (file + from, disk + from);
+                targets.push(Target { file, disk, len: len - from, old: Some(disk), how: How::InPlace });
+            }
+        }
+        fresh(&mut targets, at, end - at, None);
+        if missing == 0 {
+            return Ok(targets);
+        }
+        let goal = map.before(first).map_or(self.goal, |p| p.run.disk + u64::from(p.run.len));
+        self.fill(targets, missing, goal)
+    }
+
+    /// Gives every `Map` target its blocks.
+    fn fill(&mut self, targets: Vec<Target>, missing: u64, mut goal: u64) -> Result<Vec<Target>, FsError> {
+        let mut out = Vec::with_capacity(targets.len());
+        let mut taken: Vec<(u64, u64)> = Vec::new();
+        self.allow_blocks(missing, extent_growth(2 * wide(targets.len())))?;
+        for t in targets {
+            if t.how != How::Map {
+                out.push(t);
+                continue;
+            }
+            let mut from = 0;
+            while from < t.len {
+                let Some((disk, len)) = self.free.allocate((t.len - from).min(u64::from(u32::MAX)), goal)
+                else {
+                    break;
+                };
+                taken.push((disk, len));
+                goal = disk + len;
+                let old = t.old.map(|o| o + from);
+                out.push(Target { file: t.file + from, disk, len, old, how: How::Map });
+                from += len;
+            }
+        }
+        // Scattered free space made more extents than were counted on.
+        if self.free.free_blocks() < self.reserve(extent_growth(2 * wide(out.len()))) {
+            for (disk, len) in taken {
+                self.free.release(disk, len);
+            }
+            return Err(FsError::NoSpace { needed: missing, free: self.free.free_blocks() });
+        }
+        self.goal = goal;
+        Ok(out)
+    }
+
+    /// Refuses when `blocks` data blocks and `growth` bytes of metadata do not fit; blocks freed lately are waited for.
+    pub(crate) fn allow_blocks(&mut self, blocks: u64, growth: u64) -> Result<(), FsError> {
+        let fits = |fs: &Self| {
+            fs.free.free_blocks().checked_sub(blocks).is_some_and(|left| left >= fs.reserve(growth))
+        };
+        if !fits(self) && !self.txn.freed.is_empty() {
+            self.commit()?;
+        }
+        if fits(self) {
+            return Ok(());
+        }
+        let free = self.free.free_blocks().saturating_sub(self.reserve(growth));
+        Err(FsError::NoSpace { needed: blocks, free })
+    }
+
+    /// Writes the part of `data` (which begins at byte `offset` of the file) that falls into one target.
+    fn write_target(&mut self, t: &Target, offset: u64, data: &[u8]) -> Result<(), FsError> {
+        if t.how == How::InPlace {
+            self.unguard(t.disk, t.len)?;
+        }
+        let end = offset + wide(data.len());
+        let mut file = t.file;
+        let stop = t.file + t.len;
+        while file < stop {
+            let start = file * BLOCK;
+            let disk = t.disk + (file - t.file);
+            let whole = if start >= offset { (end.min(stop * BLOCK) - start) / BLOCK } else { 0 };
+            if whole > 0 {
+                let a = (start - offset) as usize;
+                self.put_data(disk, &data[a..a + (whole * BLOCK) as usize], t.how != How::InPlace)?;
+                file += whole;
+                continue;
+            }
+            let mut block = std::mem::take(&mut self.scratch);
+            let filled = self.fill_block(&mut block, t.old.map(|o| o + (file - t.file)));
+            let from = start.max(offset);
+            let to = (start + BLOCK).min(end);
+            block[(from - start) as usize..(to - start) as usize]
+                .copy_from_slice(&data[(from - offset) as usize..(to - offset) as usize]);
+            let put = filled.and_then(|()| self.put_data(disk, &block, t.how != How::InPlace));
+            self.scratch = block;
+            put?;
+            file += 1;
+        }
+        Ok(())
+    }
+
+    /// Before blocks are overwritten in place: no record that recovery may still doubt vouches for their bytes.
+    pub(crate) fn unguard(&mut self, disk: u64, len: u64) -> Result<(), FsError> {
+        let low = self.guarded.partition_point(|&b| b < disk);
+        if self.guarded.get(low).is_some_and(|&b| b < disk + len) { self.barrier() } else { Ok(()) }
+    }
+
+    fn fill_block(&mut self, block: &mut [u8], old: Option<u64>) -> Result<(), FsError> {
+        match old {
+            Some(disk) => self.io.read(disk * BLOCK, block),
+            None => {
+                block.fill(0);
+                Ok(())
+            }
+        }
+    }
+
+    /// Makes the file `size` bytes long. What is cut off is gone; what is added reads as zeros.
+    pub fn truncate(&mut self, ino: Ino, size: u64) -> Result<(), FsError> {
+        self.io.writable()?;
+        let old = self.file(ino)?.size;
+        check_range(size, 0)?;
+        if size < old {
+            // Bytes behind the end are always zeros, so that growing again shows none of the old ones.
+            self.zero_part(ino, size, size.next_multiple_of(BLOCK))?;
+        }
+        self.begin(64)?;
+        let time = self.now();
+        self.log(&Item::Truncate { ino, size, time })
+    }
+
+    /// Makes bytes within one block read as zeros, leaving the size alone.
+    fn zero_part(&mut self, ino: Ino, from: u64, to: u64) -> Result<(), FsError> {
+        let Some(piece) = self.file(ino)?.extents().and_then(|m| m.at(from / BLOCK)) else { return Ok(()) };
+        if from == to || !piece.run.written {
+            return Ok(());
+        }
+        let file = from / BLOCK;
+        let old = piece.run.disk + (file - piece.file);
+        self.begin(WRITE_ITEM)?;
+        // Into a new block, so that a cut leaves either the old end or the new one; in place on a full disk.
+        let moved = self.fill(
+            vec![Target { file, disk: 0, len: 1, old: Some(old), how: How::Map }],
+            1,
+            piece.run.disk + u64::from(piece.run.len),
+        );
+        let target = match moved {
+            Ok(targets) => targets.first().copied(),
+            Err(FsError::NoSpace { .. }) => None,
+            Err(e) => return Err(e),
+        };
+        let target = match target {
+            Some(t) => t,
+            None => Target { file, disk: old, len: 1, old: Some(old), how: How::InPlace },
+        };
+        let zeros = vec![0; (to - from) as usize];
+        if let Err(e) = self.write_target(&target, from, &zeros) {
+            self.take_back(ino, &[target]);
+            return Err(e);
+        }
+        if target.how == How::Map {
+            let (size, time) = (self.file(ino)?.size, self.now());
+            let maps = vec![Piece { file, run: Run { disk: target.disk, len: 1, written: true } }];
+            self.log(&Item::Write { ino, size, time, maps, commits: Vec::new() })?;
+        }
+        Ok(())
+    }
+
+    /// Allocates or frees the blocks of a range; see [`Falloc`].
+    pub fn fallocate(&mut self, ino: Ino, offset: u64, len: u64, what: Falloc) -> Result<(), FsError> {
+        self.io.writable()?;
+        let size = self.file(ino)?.size;
+        let end = check_range(offset, len)?;
+        if len == 0 {
+            return Err(FsError::invalid("fallocate of 0 bytes"));
+        }
+        if what == Falloc::PunchHole {
+            return self.punch(ino, offset, end.min(size.next_multiple_of(BLOCK)));
+        }
+        self.allocate_range(ino, offset / BLOCK, end.div_ceil(BLOCK))?;
+        if what == Falloc::Extend && end > size {
+            self.begin(64)?;
+            let time = self.now();
+            self.log(&Item::Write { ino, size: end, time, maps: Vec::new(), commits: Vec::new() })?;
+        }
+        Ok(())
+    }
+
+    /// Puts unwritten blocks into the holes of `first..end`.
+    pub(crate) fn allocate_range(&mut self, ino: Ino, first: u64, end: u64) -> Result<(), FsError> {
+        let mut holes = Vec::new();
+        let mut at = first;
+        let mut goal = self.goal;
+        if let Some(map) = self.file(ino)?.extents() {
+            for p in map.range(first, end) {
+                holes.push((at, p.file - at));
+                at = p.end();
+            }
+            goal = map.before(end).map_or(goal, |p| p.run.disk + u64::from(p.run.len));
+        }
+        holes.push((at, end.saturating_sub(at)));
+        let targets: Vec<Target> = holes
+            .into_iter()
+            .filter(|h| h.1 > 0)
+            .map(|(file, len)| Target { file, disk: 0, len, old: None, how: How::Map })
+            .collect();
+        let missing = targets.iter().fold(0u64, |sum, t| sum.saturating_add(t.len));
+        if missing == 0 {
+            return Ok(());
+        }
+        let targets = self.fill(targets, missing, goal)?;
+        for batch in targets.chunks(MAX_PIECES) {
+            self.begin(WRITE_ITEM)?;
+            let maps = batch
+                .iter()
+                .map(|t| Piece { file: t.file, run: Run { disk: t.disk, len: t.len as u32, written: false } })
+                .collect();
+            let (size, time) = (self.file(ino)?.size, self.now());
+            self.log(&Item::Write { ino, size, time, maps, commits: Vec::new() })?;
+        }
+        Ok(())
+    }
+
+    fn punch(&mut self, ino: Ino, offset: u64, end: u64) -> Result<(), FsError> {
+        if offset >= end {
+            return Ok(());
+        }
+        let (first, last) = (offset.div_ceil(BLOCK), end / BLOCK);
+        if first > last {
+            return self.zero_part(ino, offset, end);
+        }
+        self.zero_part(ino, offset, first * BLOCK)?;
+        self.zero_part(ino, last * BLOCK, end)?;
+        if first < last {
+            self.begin(64)?;
+            self.allow_growth(extent_growth(2))?;
+            let time = self.now();
+            self.log(&Item::Punch { ino, first, blocks: last - first, time })?;
+        }
+        Ok(())
+    }
+
+    /// Tells the device about every free block (trim). Only blocks whose freeing is durable are told.
+    pub fn trim(&mut self) -> Result<u64, FsError> {
+        self.commit()?;
+        if !self.io.disk.geometry().can_deallocate {
+            return Ok(0);
+        }
+        let mut blocks = 0;
+        for (start, len) in self.free.runs() {
+            self.io.deallocate(start * BLOCK, len * BLOCK)?;
+            blocks += len;
+        }
+        Ok(blocks)
+    }
+}

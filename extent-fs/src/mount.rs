@@ -1,0 +1,408 @@
+//! Making a filesystem, and taking one up again: superblock, checkpoint, log, free map.
+
+use std::collections::HashMap;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use nvme_driver::disk::Disk;
+
+use crate::alloc::FreeMap;
+use crate::checkpoint::write_superblocks;
+use crate::chunk::{self, Place};
+use crate::codec::Take;
+use crate::commit::Txn;
+use crate::error::FsError;
+use crate::fs::{Clock, Filesystem};
+use crate::inode::{Ino, ROOT};
+use crate::io::{BLOCK, BLOCK_LEN, BlockIo};
+use crate::item::Item;
+use crate::log::{Image, Ring};
+use crate::record::Record;
+use crate::state::{Freed, State};
+use crate::superblock::{self, COPIES, FIRST_LOG_BLOCK, MAX_LOG_BLOCKS, Superblock};
+
+/// Smallest device in blocks.
+const MIN_BLOCKS: u64 = 64;
+/// Smallest log in blocks.
+const MIN_LOG_BLOCKS: u64 = 16;
+
+/// How to make a filesystem.
+#[derive(Clone, Debug)]
+pub struct FormatOptions {
+    /// Identity; by default random.
+    pub uuid: Option<[u8; 16]>,
+    /// Size of the log in bytes, at least 64 KiB; by default 1/64 of the device, at least 256 KiB and at most 256 MiB.
+    pub log_bytes: Option<u64>,
+    /// Owner, group and mode of the root directory.
+    pub root: crate::names::NewInode,
+    /// Time of the root directory in nanoseconds since 1970; by default now.
+    pub time: Option<u64>,
+}
+
+impl Default for FormatOptions {
+    fn default() -> Self {
+        Self { uuid: None, log_bytes: None, root: crate::names::NewInode::directory(), time: None }
+    }
+}
+
+/// How to mount.
+pub struct MountOptions {
+    /// Refuse all changes, and write nothing at all.
+    pub read_only: bool,
+    /// Where the time comes from.
+    pub clock: Clock,
+}
+
+impl Default for MountOptions {
+    fn default() -> Self {
+        Self { read_only: false, clock: Box::new(system_time) }
+    }
+}
+
+/// Nanoseconds since 1970 by the system's clock.
+pub fn system_time() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn random_uuid() -> Result<[u8; 16], FsError> {
+    use std::io::Read;
+    let mut uuid = [0; 16];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut f| f.read_exact(&mut uuid))
+        .map_err(|e| FsError::invalid(format!("/dev/urandom gives no uuid ({e}); pass one")))?;
+    uuid[6] = uuid[6] & 0x0f | 0x40;
+    uuid[8] = uuid[8] & 0x3f | 0x80;
+    Ok(uuid)
+}
+
+/// Whether a device holds a cmbfs filesystem of any version, sound or not.
+pub fn probe(disk: &mut impl Disk) -> Result<bool, FsError> {
+    let mut io = BlockIo::new(disk)?;
+    Ok(read_superblocks(&mut io)?.iter().any(|c| *c != superblock::Copy::Foreign))
+}
+
+pub(crate) fn read_superblocks<D: Disk>(io: &mut BlockIo<D>) -> Result<[superblock::Copy; 2], FsError> {
+    let mut copies = [superblock::Copy::Foreign, superblock::Copy::Foreign];
+    let mut block = vec![0; BLOCK_LEN];
+    for (copy, at) in copies.iter_mut().zip(COPIES) {
+        if at / BLOCK < io.blocks() {
+            io.read(at, &mut block)?;
+            *copy = superblock::decode(&block);
+        }
+    }
+    Ok(copies)
+}
+
+/// Makes an empty filesystem. Everything on the device is lost.
+pub fn format<D: Disk>(disk: &mut D, options: &FormatOptions) -> Result<(), FsError> {
+    let mut io = BlockIo::new(disk)?;
+    let blocks = io.blocks();
+    let unsuitable = |io: &BlockIo<&mut D>, reason: String| {
+        Err(FsError::Unsuitable { name: io.disk.name().to_owned(), reason })
+    };
+    if blocks < MIN_BLOCKS {
+        return unsuitable(&io, format!("{blocks} blocks of 4 KiB (at least {MIN_BLOCKS} are needed)"));
+    }
+    if blocks >= 1 << 51 {
+        return unsuitable(&io, "it is larger than the format allows".to_owned());
+    }
+    let log_blocks = match options.log_bytes {
+        None => (blocks / 64).clamp(64, MAX_LOG_BLOCKS).min(blocks / 4),
+        Some(bytes) => bytes / BLOCK,
+    };
+    if !(MIN_LOG_BLOCKS..=MAX_LOG_BLOCKS).contains(&log_blocks) || log_blocks > blocks / 2 {
+        return unsuitable(&io, format!("a log of {log_blocks} blocks does not fit {blocks} blocks"));
+    }
+    let uuid = match options.uuid {
+        Some(uuid) => uuid,
+        None => random_uuid()?,
+    };
+    let root = &options.root;
+    let time = options.time.unwrap_or_else(system_time);
+    let mut state = State::fresh(blocks, time, root.mode, root.uid, root.gid);
+    let place = Place { block: FIRST_LOG_BLOCK + log_blocks, blocks: 1 };
+    let sb = Superblock {
+        uuid,
+        compat: superblock::COMPAT,
+        ro_compat: superblock::RO_COMPAT,
+        incompat: superblock::INCOMPAT,
+        generation: 1,
+        blocks,
+        log_start: FIRST_LOG_BLOCK,
+        log_blocks,
+        log_unit: io.lba_size() as u32,
+        log_head: 0,
+        sequence: 1,
+        prev_crc: 0,
+        epoch: 0,
+        chunk_block: place.block,
+        chunk_blocks: 1,
+        next_ino: state.next_ino,
+        inodes: 1,
+    };
+    state.begin_capture();
+    state.capture_more(usize::MAX);
+    let mut bytes = Vec::new();
+    let cost = usize::try_from(state.cost).unwrap_or(0);
+    let body = state.capture.as_ref().and_then(|c| c.ready(cost)).unwrap_or_default();
+    chunk::encode(1, 0, None, body, sb.seed(), &mut bytes);
+    // The old filesystem, if there was one, ends first: a cut in between leaves no filesystem, never a mixed one.
+    for at in COPIES {
+        io.write(at, &[0; BLOCK_LEN])?;
+    }
+    io.flush()?;
+    io.write(place.block * BLOCK, &bytes)?;
+    io.flush()?;
+    write_superblocks(&sb, |at, bytes| io.write(at, bytes).and_then(|()| io.flush()))
+}
+
+/// What recovery found in the log.
+pub(crate) struct Replay {
+    pub(crate) ring: Ring,
+    pub(crate) guarded: Vec<u64>,
+    /// Records replayed.
+    pub(crate) records: u64,
+}
+
+/// Reads the checkpoint that `sb` names.
+pub(crate) fn load_checkpoint<D: Disk>(
+    io: &mut BlockIo<D>,
+    sb: &Superblock,
+) -> Result<(State, Vec<Place>), FsError> {
+    let seed = sb.seed();
+    let mut state = State::empty(sb.blocks, sb.next_ino);
+    let mut places = Vec::new();
+    let mut stream: Vec<u8> = Vec::new();
+    let mut next = Some(Place { block: sb.chunk_block, blocks: u64::from(sb.chunk_blocks) });
+    let mut bytes = Vec::new();
+    while let Some(place) = next {
+        let index = places.len() as u32;
+        let broken = |why: &str| {
+            Err(FsError::damaged(format!("chunk {index} of the checkpoint, at block {}: {why}", place.block)))
+        };
+        let sound = (1..=MAX_BLOCKS_READ).contains(&place.blocks)
+            && place.block.checked_add(place.blocks).is_some_and(|end| end <= sb.blocks);
+        if !sound || places.len() as u64 > sb.blocks {
+            return broken("it lies outside the device");
+        }
+        bytes.resize((place.blocks * BLOCK) as usize, 0);
+        io.read(place.block * BLOCK, &mut bytes)?;
+        let Some(c) = chunk::decode(&bytes, sb.generation, index, seed) else {
+            return broken("checksum or generation is wrong");
+        };
+        stream.extend_from_slice(c.body);
+        next = c.next;
+        places.push(place);
+        let mut t = Take(&stream);
+        loop {
+            let before = t;
+            let len = item_len(t.0);
+            if len.is_none_or(|len| len > t.0.len()) {
+                t = before;
+                break;
+            }
+            let Some(item) = Item::decode(&mut t) else { return broken("an item in it makes no sense") };
+            if let Err(what) = state.load(&item) {
+                return broken(&what);
+            }
+        }
+        let rest = stream.len() - t.0.len();
+        stream.drain(..rest);
+    }
+    if !stream.is_empty() || state.count() != sb.inodes {
+        return Err(FsError::damaged("the checkpoint ends early"));
+    }
+    Ok((state, places))
+}
+
+const MAX_BLOCKS_READ: u64 = chunk::MAX_BLOCKS;
+
+/// Length of the item at the start of `bytes`, header and all.
+fn item_len(bytes: &[u8]) -> Option<usize> {
+    let len: [u8; 4] = bytes.get(4..8)?.try_into().ok()?;
+    usize::try_from(u32::from_le_bytes(len)).ok()?.checked_add(crate::item::HEADER)
+}
+
+/// Applies the records after the checkpoint.
+pub(crate) fn replay<D: Disk>(
+    io: &mut BlockIo<D>,
+    sb: &Superblock,
+    state: &mut State,
+) -> Result<Replay, FsError> {
+    let mut ring = Ring {
+        start: sb.log_start * BLOCK,
+        size: sb.log_bytes(),
+        unit: u64::from(sb.log_unit),
+        tail: sb.log_head,
+        used: 0,
+        sequence: sb.sequence,
+        epoch: sb.epoch,
+        prev_crc: sb.prev_crc,
+    };
+    let mut bytes = vec![0; usize::try_from(ring.size).unwrap_or(0)];
+    io.read(ring.start, &mut bytes)?;
+    let image = Image { bytes: &bytes, unit: sb.log_unit as usize, seed: sb.seed() };
+    let survey = image.survey();
+    let mut scratch = Vec::new();
+    let mut freed = Freed::new();
+    let mut guarded = Vec::new();
+    loop {
+        let record = image
+            .record_at(ring.tail as usize, &mut scratch)
+            .filter(|(r, len)| follows(r, &ring) && ring.room() >= *len as u64);
+        let known_durable = ring.sequence <= survey.durable;
+        let Some((record, len)) = record else {
+            if known_durable {
+                return Err(FsError::damaged(format!(
+                    "log record {} is unreadable, though record {} was written after it was durable",
+                    ring.sequence, survey.last
+                )));
+            }
+            break;
+        };
+        if !known_durable {
+            if !guards_hold(io, &record, sb)? {
+                break;
+            }
+            guarded.extend(record.guards().map(|g| g.block));
+        }
+        let sequence = ring.sequence;
+        let bad = |what: &str| Err(FsError::damaged(format!("log record {sequence}: {what}")));
+        let mut t = Take(record.items);
+        for _ in 0..record.header.items {
+            let Some(item) = Item::decode(&mut t) else { return bad("an item makes no sense") };
+            if let Err(what) = state.apply(&item, &mut freed) {
+                return bad(&what);
+            }
+        }
+        freed.clear();
+        ring.epoch = record.header.epoch;
+        ring.advance(len as u64, record.crc);
+    }
+    ring.epoch = survey.epoch.max(sb.epoch) + 1;
+    guarded.sort_unstable();
+    let records = ring.sequence - sb.sequence;
+    Ok(Replay { ring, guarded, records })
+}
+
+/// Whether a record continues the log.
+fn follows(r: &Record<'_>, ring: &Ring) -> bool {
+    r.header.sequence == ring.sequence && r.header.prev_crc == ring.prev_crc && r.header.epoch >= ring.epoch
+}
+
+/// Whether the data that a record relies on is there.
+fn guards_hold<D: Disk>(io: &mut BlockIo<D>, record: &Record<'_>, sb: &Superblock) -> Result<bool, FsError> {
+    let mut block = vec![0; BLOCK_LEN];
+    for g in record.guards() {
+        if g.block >= sb.blocks {
+            return Ok(false);
+        }
+        io.read(g.block * BLOCK, &mut block)?;
+        if sb.seed().crc(&block) != g.crc {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Builds the free map: what no file, checkpoint or fixed place uses.
+pub(crate) fn free_map(sb: &Superblock, state: &State, places: &[Place]) -> Result<FreeMap, FsError> {
+    let mut used: Vec<(u64, u64)> = places.iter().map(|p| (p.block, p.blocks)).collect();
+    for (_, inode) in state.iter() {
+        if let Some(map) = inode.extents() {
+            used.extend(map.iter().map(|p| (p.run.disk, u64::from(p.run.len))));
+        }
+    }
+    FreeMap::from_used(sb.log_start + sb.log_blocks, sb.blocks, &mut used)
+        .map_err(|block| FsError::damaged(format!("block {block} is used twice, or lies outside")))
+}
+
+impl<D: Disk> Filesystem<D> {
+    /// Takes up a filesystem: reads its last checkpoint, replays its log. Writes nothing.
+    pub fn mount(disk: D, options: MountOptions) -> Result<Self, FsError> {
+        let mut io = BlockIo::new(disk)?;
+        let sb = superblock::choose(read_superblocks(&mut io)?, io.disk.name())?;
+        let writable = sb.check_features()?;
+        if sb.blocks > io.blocks() {
+            return Err(FsError::damaged(format!(
+                "the filesystem has {} blocks, the device only {}",
+                sb.blocks,
+                io.blocks()
+            )));
+        }
+        if io.lba_size() > u64::from(sb.log_unit) {
+            return Err(FsError::Unsuitable {
+                name: io.disk.name().to_owned(),
+                reason: format!(
+                    "the filesystem was made for logical blocks of {} bytes, it has {}",
+                    sb.log_unit,
+                    io.lba_size()
+                ),
+            });
+        }
+        if options.read_only {
+            io.latch_quietly("mounted read-only");
+        } else if !writable {
+            io.latch_quietly("the image uses features that this program can only read");
+        } else {
+            // What recovery reads may lie in the device's cache only: after this it does not.
+            io.flush()?;
+        }
+        let (mut state, places) = load_checkpoint(&mut io, &sb)?;
+        if state.get(ROOT).is_none_or(|r| r.directory().is_none()) {
+            return Err(FsError::damaged("there is no root directory"));
+        }
+        let replay = replay(&mut io, &sb, &mut state)?;
+        let free = free_map(&sb, &state, &places)?;
+        tracing::debug!(records = replay.records, inodes = state.count(), "mounted");
+        let mut fs = Self {
+            io,
+            seed: sb.seed(),
+            sb,
+            state,
+            free,
+            ring: replay.ring,
+            txn: Txn::default(),
+            guarded: replay.guarded,
+            places,
+            checkpoint: None,
+            goal: 0,
+            opens: HashMap::new(),
+            clock: options.clock,
+            scratch: vec![0; BLOCK_LEN].into_boxed_slice(),
+            record: Vec::new(),
+        };
+        fs.forget_orphans()?;
+        Ok(fs)
+    }
+
+    /// Files that were open without a name when the last mount ended go now.
+    fn forget_orphans(&mut self) -> Result<(), FsError> {
+        if self.io.latched().is_some() {
+            return Ok(());
+        }
+        let orphans: Vec<Ino> = self.state.iter().filter(|(_, i)| i.nlink == 0).map(|(ino, _)| ino).collect();
+        for ino in orphans {
+            self.begin(16)?;
+            self.log(&Item::Forget { ino })?;
+        }
+        Ok(())
+    }
+
+    /// Makes everything durable and gives the device back.
+    pub fn unmount(mut self) -> Result<D, FsError> {
+        if self.io.latched().is_none() {
+            let orphans: Vec<Ino> = self.opens.drain().map(|(ino, _)| ino).collect();
+            for ino in orphans {
+                if self.state.get(ino).is_some_and(|i| i.nlink == 0) {
+                    self.begin(16)?;
+                    self.log(&Item::Forget { ino })?;
+                }
+            }
+            self.commit()?;
+            // A record behind the last one, so that damage to the last one will be known for what it is.
+            self.barrier()?;
+        }
+        Ok(self.io.disk)
+    }
+}

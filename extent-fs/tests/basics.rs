@@ -1,0 +1,216 @@
+//! The calls one by one: names, contents, attributes, and that all of it is there after a remount.
+#![allow(clippy::unwrap_used, reason = "a failed call fails the test")]
+
+mod common;
+
+use common::ram::RamDisk;
+use extent_fs::*;
+
+fn fresh(mib: usize) -> Filesystem<RamDisk> {
+    let mut disk = RamDisk::new(mib << 20);
+    format(&mut disk, &FormatOptions::default()).unwrap();
+    Filesystem::mount(disk, MountOptions::default()).unwrap()
+}
+
+fn remount(fs: Filesystem<RamDisk>) -> Filesystem<RamDisk> {
+    Filesystem::mount(fs.unmount().unwrap(), MountOptions::default()).unwrap()
+}
+
+fn contents(fs: &mut Filesystem<RamDisk>, path: &str) -> Vec<u8> {
+    let ino = fs.lookup(path).unwrap();
+    let mut bytes = vec![0xaa; fs.stat(ino).unwrap().size as usize + 10];
+    let n = fs.read_at(ino, 0, &mut bytes).unwrap();
+    bytes.truncate(n);
+    bytes
+}
+
+fn names(fs: &Filesystem<RamDisk>, path: &str) -> Vec<String> {
+    let dir = fs.lookup(path).unwrap();
+    fs.readdir(dir).unwrap().iter().map(|e| String::from_utf8_lossy(&e.name).into_owned()).collect()
+}
+
+#[test]
+fn files_and_directories_survive_a_remount() {
+    let mut fs = fresh(4);
+    fs.mkdir("/a", &NewInode::directory()).unwrap();
+    fs.mkdir("/a/b", &NewInode::directory()).unwrap();
+    let f = fs.create("/a/b/f", &NewInode { mode: 0o600, uid: 7, gid: 8 }).unwrap();
+    let data: Vec<u8> = (0..10_000u32).map(|i| (i % 251) as u8).collect();
+    fs.write_at(f, 100, &data).unwrap();
+    fs.create("/empty", &NewInode::file()).unwrap();
+    let before = fs.stat(f).unwrap();
+    let mut fs = remount(fs);
+    let f = fs.lookup("a//b/./f").unwrap();
+    assert_eq!(fs.stat(f).unwrap(), before);
+    assert_eq!((before.mode, before.uid, before.gid, before.size), (0o600, 7, 8, 10_100));
+    let mut want = vec![0; 100];
+    want.extend_from_slice(&data);
+    assert_eq!(contents(&mut fs, "/a/b/f"), want);
+    assert_eq!(contents(&mut fs, "/empty"), b"");
+    assert_eq!(names(&fs, "/"), ["a", "empty"]);
+    assert_eq!(fs.stat(fs.lookup("/a").unwrap()).unwrap().nlink, 3);
+    assert_eq!(fs.lookup("/a/b/..").unwrap(), fs.lookup("/a").unwrap());
+}
+
+#[test]
+fn a_kill_loses_nothing_that_was_synced() {
+    let mut fs = fresh(4);
+    let f = fs.create("/f", &NewInode::file()).unwrap();
+    fs.write_at(f, 0, b"hello").unwrap();
+    fs.sync(f).unwrap();
+    fs.write_at(f, 0, b"HELLO").unwrap();
+    fs.create("/g", &NewInode::file()).unwrap();
+    let image = fs.disk().clone();
+    drop(fs);
+    let mut fs = Filesystem::mount(image, MountOptions::default()).unwrap();
+    assert_eq!(contents(&mut fs, "/f"), b"hello");
+    assert_eq!(names(&fs, "/"), ["f"]);
+}
+
+#[test]
+fn rename_replaces_and_unlink_waits_for_close() {
+    let mut fs = fresh(4);
+    for (name, text) in [("/a", "aa"), ("/b", "bb")] {
+        let f = fs.create(name, &NewInode::file()).unwrap();
+        fs.write_at(f, 0, text.as_bytes()).unwrap();
+    }
+    let b = fs.lookup("/b").unwrap();
+    fs.open(b).unwrap();
+    fs.rename("/a", "/b").unwrap();
+    assert_eq!(names(&fs, "/"), ["b"]);
+    assert_eq!(contents(&mut fs, "/b"), b"aa");
+    let mut old = [0; 2];
+    fs.read_at(b, 0, &mut old).unwrap();
+    assert_eq!(&old, b"bb");
+    assert_eq!(fs.stat(b).unwrap().nlink, 0);
+    fs.write_at(b, 0, b"cc").unwrap();
+    fs.sync_all().unwrap();
+    let used = fs.statfs().used;
+    fs.close(b).unwrap();
+    assert_eq!(fs.stat(b).unwrap_err().errno(), 2);
+    fs.sync_all().unwrap();
+    assert_eq!(fs.statfs().used, used - 1);
+    assert_eq!(fs.statfs().held, 0);
+}
+
+#[test]
+fn posix_refusals() {
+    let mut fs = fresh(4);
+    let d = NewInode::directory();
+    fs.mkdir("/d", &d).unwrap();
+    fs.mkdir("/d/e", &d).unwrap();
+    fs.create("/f", &NewInode::file()).unwrap();
+    let errno = |r: Result<(), FsError>| r.unwrap_err().errno();
+    assert_eq!(errno(fs.rmdir("/d")), 39);
+    assert_eq!(errno(fs.rmdir("/f")), 20);
+    assert_eq!(errno(fs.unlink("/d")), 21);
+    assert_eq!(errno(fs.unlink("/x")), 2);
+    assert_eq!(errno(fs.rename("/d", "/d/e/x")), 22);
+    assert_eq!(errno(fs.rename("/f", "/d")), 21);
+    assert_eq!(errno(fs.rename("/d", "/f")), 20);
+    assert_eq!(errno(fs.mkdir("/f", &d).map(|_| ())), 17);
+    assert_eq!(errno(fs.mkdir("/", &d).map(|_| ())), 17);
+    assert_eq!(errno(fs.mkdir("/f/x", &d).map(|_| ())), 20);
+    assert_eq!(errno(fs.create("/d/..", &NewInode::file()).map(|_| ())), 17);
+    assert_eq!(errno(fs.rmdir("/d/.")), 22);
+    assert_eq!(errno(fs.create([b'x'; 256], &NewInode::file()).map(|_| ())), 36);
+    let f = fs.lookup("/f").unwrap();
+    assert_eq!(errno(fs.write_at(f, u64::MAX - 2, b"xyz")), 27);
+    assert_eq!(errno(fs.truncate(ROOT, 0)), 21);
+}
+
+#[test]
+fn truncate_and_punch_leave_zeros() {
+    let mut fs = fresh(4);
+    let f = fs.create("/f", &NewInode::file()).unwrap();
+    fs.write_at(f, 0, &[7; 20_000]).unwrap();
+    fs.truncate(f, 5_000).unwrap();
+    fs.truncate(f, 9_000).unwrap();
+    let mut want = vec![7; 5_000];
+    want.resize(9_000, 0);
+    assert_eq!(contents(&mut fs, "/f"), want);
+    fs.fallocate(f, 100, 5_000, Falloc::PunchHole).unwrap();
+    want[100..5_000].fill(0);
+    let mut fs = remount(fs);
+    assert_eq!(contents(&mut fs, "/f"), want);
+    let f = fs.lookup("/f").unwrap();
+    let used = fs.statfs().used;
+    fs.fallocate(f, 8_192, 40_960, Falloc::KeepSize).unwrap();
+    assert_eq!(fs.statfs().used, used + 10);
+    fs.fallocate(f, 0, 49_152, Falloc::Extend).unwrap();
+    want.resize(49_152, 0);
+    assert_eq!(contents(&mut remount(fs), "/f"), want);
+}
+
+#[test]
+fn a_foreign_device_is_named_as_such() {
+    let err = Filesystem::mount(RamDisk::new(1 << 20), MountOptions::default()).map(|_| ()).unwrap_err();
+    assert!(matches!(err, FsError::NotCmbfs { .. }), "{err}");
+    let mut disk = RamDisk::new(1 << 20);
+    assert!(!probe(&mut disk).unwrap());
+    format(&mut disk, &FormatOptions::default()).unwrap();
+    assert!(probe(&mut disk).unwrap());
+    assert!(format(&mut RamDisk::new(4096), &FormatOptions::default()).is_err());
+}
+
+#[test]
+fn many_checkpoints_and_a_wrapping_log() {
+    let mut disk = RamDisk::new(2 << 20);
+    format(&mut disk, &FormatOptions { log_bytes: Some(64 << 10), ..Default::default() }).unwrap();
+    let mut fs = Filesystem::mount(disk, MountOptions::default()).unwrap();
+    for round in 0..2_000u32 {
+        let name = format!("/f{}", round % 37);
+        let f = fs.lookup(&name).or_else(|_| fs.create(&name, &NewInode::file())).unwrap();
+        fs.write_at(f, u64::from(round % 5) * 1000, &round.to_le_bytes()).unwrap();
+        fs.sync(f).unwrap();
+        if round % 11 == 0 {
+            fs.unlink(&name).unwrap();
+        }
+        if round % 100 == 0 {
+            let image = fs.disk().clone();
+            let all = names(&fs, "/");
+            fs.sync_all().unwrap();
+            let mut copy = Filesystem::mount(fs.disk().clone(), MountOptions::default()).unwrap();
+            assert_eq!(names(&copy, "/"), all);
+            for n in all {
+                assert_eq!(contents(&mut copy, &n), contents(&mut fs, &n));
+            }
+            drop(image);
+        }
+    }
+}
+
+#[test]
+fn a_full_disk_loses_nothing_and_unlink_works() {
+    let mut disk = RamDisk::new(1 << 20);
+    format(&mut disk, &FormatOptions { log_bytes: Some(64 << 10), ..Default::default() }).unwrap();
+    let mut fs = Filesystem::mount(disk, MountOptions::default()).unwrap();
+    let total = fs.statfs();
+    for round in 0..10 {
+        let mut made = Vec::new();
+        let full = loop {
+            let name = format!("/r{round}-{}", made.len());
+            let f = match fs.create(&name, &NewInode::file()) {
+                Ok(f) => f,
+                Err(e) => break e,
+            };
+            made.push(name);
+            if let Err(e) = fs.write_at(f, 0, &[round; 6000]) {
+                break e;
+            }
+            fs.sync(f).unwrap();
+        };
+        assert!(matches!(full, FsError::NoSpace { .. }), "{full}");
+        assert!(made.len() > 50, "{}", made.len());
+        fs.sync_all().unwrap();
+        fs = Filesystem::mount(fs.disk().clone(), MountOptions::default()).unwrap();
+        for name in &made[..made.len() - 1] {
+            assert_eq!(contents(&mut fs, name), [round; 6000]);
+        }
+        for name in made {
+            fs.unlink(&name).unwrap();
+        }
+        fs.sync_all().unwrap();
+        assert_eq!(fs.statfs(), total);
+    }
+}
