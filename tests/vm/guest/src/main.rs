@@ -3,16 +3,18 @@
 //! The guest has an IOMMU and two QEMU NVMe drives with a 64 MiB CMB each; see `tests/vm/run`.
 //!
 //! * `lab`: finding the drives and taking them
+//! * `driver`: our driver on top: I/O, CMB, peer to peer, interrupts, reset
 //! * `function`: the PCI function over VFIO: config space, BARs, DMA mappings, reset, bind and unbind
 use std::process::ExitCode;
 
+mod driver;
 mod function;
 mod lab;
 
 use lab::Case;
 
 fn cases() -> impl Iterator<Item = &'static (&'static str, Case)> {
-    function::CASES.iter()
+    function::CASES.iter().chain(driver::CASES)
 }
 
 fn main() -> ExitCode {
