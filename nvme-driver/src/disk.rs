@@ -25,6 +25,27 @@ pub struct Geometry {
 }
 
 impl Geometry {
+    /// Checks that `bytes` bytes from `lba` are whole blocks of the disk, and says how many.
+    pub(crate) fn check(&self, op: Op, lba: u64, bytes: u64) -> Result<u64, DiskError> {
+        let block_size = u64::from(self.block_size);
+        let count = bytes / block_size;
+        if bytes % block_size != 0 || lba.checked_add(count).is_none_or(|end| end > self.blocks) {
+            return Err(DiskError::BadRange {
+                op,
+                lba,
+                bytes,
+                blocks: self.blocks,
+                block_size: self.block_size,
+            });
+        }
+        Ok(count)
+    }
+
+    /// Checks that `count` blocks from `lba` are on the disk.
+    pub(crate) fn check_blocks(&self, op: Op, lba: u64, count: u64) -> Result<(), DiskError> {
+        self.check(op, lba, count.saturating_mul(u64::from(self.block_size))).map(|_| ())
+    }
+
     /// Capacity in bytes.
     pub fn bytes(&self) -> u64 {
         self.blocks.saturating_mul(u64::from(self.block_size))
@@ -96,6 +117,16 @@ pub enum DiskError {
         lba: u64,
         /// How long it was waited for, in milliseconds.
         waited_ms: u64,
+    },
+    /// The device broke the protocol while the command was in flight, and went on doing so after a reset.
+    #[error("{op} at LBA {lba} got no valid completion: {reason}")]
+    Protocol {
+        /// What was asked.
+        op: Op,
+        /// First logical block.
+        lba: u64,
+        /// What the device did.
+        reason: String,
     },
     /// The device is gone or failed as a whole.
     #[error("{name} is unusable: {reason}")]

@@ -9,6 +9,8 @@
 //! * [`queue`], [`io_queue`]: submission and completion, the hot path
 //! * [`cmb`]: the Controller Memory Buffer
 //! * [`disk`]: a block device as the layers above see it
+//! * [`nvme_disk`], [`file_disk`]: the two kinds there are
+//! * [`url`], [`fn@open`], [`lock`]: from a name to an open device that nobody else has
 //! * [`vfio`]: real PCI functions through Linux VFIO; the scan for them, `bind` and `unbind`
 //! * [`vfio_user`]: functions served to other processes over vfio-user
 //! * [`emu`]: the emulated controller
@@ -18,14 +20,20 @@ pub mod controller;
 pub mod disk;
 pub mod dma;
 pub mod emu;
+pub mod file_disk;
 pub mod io_queue;
 pub mod iova;
+pub mod lock;
 pub mod mem;
+pub mod nvme_disk;
+mod open;
 pub mod pci;
 pub mod queue;
 mod ranges;
 pub mod spec;
+pub mod url;
 pub mod vfio;
 pub mod vfio_user;
 
+pub use open::{Device, OpenError, OpenOptions, open};
 pub use ranges::NotAllocated;

@@ -1,0 +1,256 @@
+//! From a URL to a device.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::clock::{Clock, SystemClock};
+use crate::controller::{Controller, ControllerError, ControllerOptions};
+use crate::disk::Disk;
+use crate::emu::{Backing, Config, EmuError, EmulatedController};
+use crate::file_disk::{FileDisk, FileDiskError};
+use crate::lock::{ImageLock, LockError};
+use crate::nvme_disk::NvmeDisk;
+use crate::pci::{PciAddress, PciFunction};
+use crate::url::{DEFAULT_SIZE, DeviceUrl, EmulatedBacking, EmulatedUrl};
+use crate::vfio::{VfioError, VfioFunction};
+
+/// How to open a device.
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    /// How to run its controller.
+    pub controller: ControllerOptions,
+    /// The clock that deadlines go by.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self { controller: ControllerOptions::default(), clock: Arc::new(SystemClock::new()) }
+    }
+}
+
+/// A device could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has the image.
+    #[error(transparent)]
+    Locked(#[from] LockError),
+    /// The image exists and has another size than the URL says.
+    #[error("{} has {has} bytes, not {asked}: leave `size` out, or remove the image", path.display())]
+    WrongSize {
+        /// The image.
+        path: PathBuf,
+        /// Its size.
+        has: u64,
+        /// The size in the URL.
+        asked: u64,
+    },
+    /// The image could not be opened, created or given its size.
+    #[error("cannot {what} {}: {source}", path.display())]
+    Image {
+        /// The image.
+        path: PathBuf,
+        /// What was attempted.
+        what: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The emulated controller could not be made.
+    #[error(transparent)]
+    Emulated(#[from] EmuError),
+    /// The file is no disk.
+    #[error(transparent)]
+    File(#[from] FileDiskError),
+    /// The PCI function could not be opened.
+    #[error("{address}: {source}")]
+    Vfio {
+        /// The function.
+        address: PciAddress,
+        /// What is wrong and what to do.
+        source: VfioError,
+    },
+    /// The controller could not be brought up or used.
+    #[error(transparent)]
+    Controller(#[from] ControllerError),
+    /// This kind of device is not there yet.
+    #[error("{0} devices are not built yet")]
+    NotBuilt(&'static str),
+}
+
+#[derive(Debug)]
+enum Kind {
+    Nvme {
+        controller: Arc<Controller>,
+        emulated: Option<Arc<EmulatedController>>,
+        lock: Option<Arc<ImageLock>>,
+    },
+    File(FileDisk),
+}
+
+/// An open device: disks on it, and what is known about it.
+#[derive(Debug)]
+pub struct Device {
+    url: DeviceUrl,
+    kind: Kind,
+}
+
+/// Opens the device that `url` names: brings its controller up, or locks its file. An `emu:` image that does not exist is
+/// created (sparse, zeros).
+pub fn open(url: &DeviceUrl, options: &OpenOptions) -> Result<Device, OpenError> {
+    let nvme = |function: Arc<dyn PciFunction>, emulated, lock| -> Result<Kind, OpenError> {
+        let controller = Controller::new(function, options.controller.clone(), Arc::clone(&options.clock))?;
+        // So that an unusable namespace is reported now.
+        controller.namespace()?;
+        Ok(Kind::Nvme { controller, emulated, lock })
+    };
+    let kind = match url {
+        DeviceUrl::Emulated(emulated) => {
+            let (config, lock) = emulated_config(emulated)?;
+            let emulated = EmulatedController::new(&config)?;
+            nvme(emulated.function(), Some(emulated), lock)?
+        }
+        DeviceUrl::File(path) => Kind::File(FileDisk::open(path)?),
+        DeviceUrl::Pci(address) => {
+            let function = VfioFunction::open(*address);
+            nvme(function.map_err(|source| OpenError::Vfio { address: *address, source })?, None, None)?
+        }
+        DeviceUrl::VfioUser(_) => return Err(OpenError::NotBuilt("vfio-user")),
+    };
+    Ok(Device { url: url.clone(), kind })
+}
+
+/// The configuration of the controller that the URL names, and the lock on its image, which exists from here on.
+fn emulated_config(url: &EmulatedUrl) -> Result<(Config, Option<Arc<ImageLock>>), OpenError> {
+    let bytes = url.size.unwrap_or(DEFAULT_SIZE);
+    let mut lock = None;
+    let namespace = match &url.backing {
+        EmulatedBacking::Ram => Backing::Ram { bytes },
+        EmulatedBacking::Null => Backing::Null { bytes },
+        EmulatedBacking::Image(path) => {
+            lock = Some(Arc::new(lock_image(path, url.size)?));
+            Backing::File { path: path.clone(), create: None }
+        }
+    };
+    let config = Config {
+        namespace,
+        lba_size: url.lba,
+        cmb_size: url.cmb,
+        volatile_cache: url.cache,
+        ..Config::default()
+    };
+    Ok((config, lock))
+}
+
+/// Opens or creates an image and locks it; a new (or empty) one gets its size only under the lock.
+fn lock_image(path: &Path, size: Option<u64>) -> Result<ImageLock, OpenError> {
+    let fail = |what| move |source| OpenError::Image { path: path.to_owned(), what, source };
+    let mut options = File::options();
+    let file = options.read(true).write(true).create(true).truncate(false).open(path);
+    let file = file.map_err(fail("open or create"))?;
+    let lock = ImageLock::take(file.try_clone().map_err(fail("open"))?, path)?;
+    let end = rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0));
+    let has = end.map_err(io::Error::from).map_err(fail("find the size of"))?;
+    match size {
+        _ if has == 0 => file.set_len(size.unwrap_or(DEFAULT_SIZE)).map_err(fail("set the size of"))?,
+        Some(asked) if asked != has => {
+            return Err(OpenError::WrongSize { path: path.to_owned(), has, asked });
+        }
+        _ => {}
+    }
+    Ok(lock)
+}
+
+impl Device {
+    /// A disk on the device, with a queue of its own. May be called more than once.
+    pub fn disk(&self) -> Result<Box<dyn Disk>, OpenError> {
+        match &self.kind {
+            Kind::Nvme { controller, lock, .. } => {
+                Ok(Box::new(NvmeDisk::with_lock(controller, lock.clone())?))
+            }
+            Kind::File(file) => Ok(Box::new(file.again()?)),
+        }
+    }
+
+    /// The URL it was opened by.
+    pub fn url(&self) -> &DeviceUrl {
+        &self.url
+    }
+
+    /// Its controller: identity, namespaces, CMB, DMA memory. None behind `file:`.
+    pub fn controller(&self) -> Option<&Arc<Controller>> {
+        match &self.kind {
+            Kind::Nvme { controller, .. } => Some(controller),
+            Kind::File(_) => None,
+        }
+    }
+
+    /// The emulated controller behind `emu:`, for its counters, its faults and its IOMMU.
+    pub fn emulated(&self) -> Option<&Arc<EmulatedController>> {
+        match &self.kind {
+            Kind::Nvme { emulated, .. } => emulated.as_ref(),
+            Kind::File(_) => None,
+        }
+    }
+
+    /// Why its DMA memory is not on huge pages, if it is not.
+    pub fn dma_fallback(&self) -> Option<&str> {
+        self.controller()?.arena().fallback()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open_text(text: &str) -> Result<Device, OpenError> {
+        open(&text.parse().unwrap(), &OpenOptions::default())
+    }
+
+    #[test]
+    fn an_image_is_created_locked_and_keeps_its_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("emu:{}/disk.img?size=16M&cmb=1M", dir.path().display());
+        let device = open_text(&url).unwrap();
+        let mut disk = device.disk().unwrap();
+        assert_eq!(disk.geometry().bytes(), 16 << 20);
+        disk.write(7, &[7; 4096]).unwrap();
+        disk.flush().unwrap();
+        assert_eq!(device.controller().unwrap().identity().namespaces.len(), 1);
+        assert_eq!(device.emulated().unwrap().counters().io_commands[0], 1);
+        assert!(matches!(open_text(&url), Err(OpenError::Locked(LockError::Held { .. }))));
+        // The disk alone keeps image and controller.
+        drop(device);
+        assert!(matches!(open_text(&url), Err(OpenError::Locked(_))));
+        let mut got = [0; 4096];
+        disk.read(7, &mut got).unwrap();
+        drop(disk);
+        let wrong = url.replace("16M", "32M");
+        assert!(matches!(open_text(&wrong), Err(OpenError::WrongSize { has: 0x100_0000, .. })));
+        let mut disk = open_text(&url).unwrap().disk().unwrap();
+        got = [0; 4096];
+        disk.read(7, &mut got).unwrap();
+        assert_eq!(got, [7; 4096]);
+    }
+
+    #[test]
+    fn a_file_is_a_disk_without_a_controller() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        File::create(&path).unwrap().set_len(1 << 20).unwrap();
+        let device = open_text(&format!("file:{}", path.display())).unwrap();
+        assert!(device.controller().is_none() && device.emulated().is_none());
+        let mut disk = device.disk().unwrap();
+        disk.write(0, &[1; 4096]).unwrap();
+        assert!(disk.cmb().is_none());
+    }
+
+    #[test]
+    fn what_cannot_be_opened_says_why() {
+        assert!(matches!(open_text("emu:/no/such/folder/x"), Err(OpenError::Image { .. })));
+        assert!(matches!(open_text("file:/no/such/file"), Err(OpenError::File(_))));
+        assert!(matches!(open_text("pci:ffff:ff:1f.7"), Err(OpenError::Vfio { .. })));
+        assert!(matches!(open_text("emu:ram?size=1"), Err(OpenError::Emulated(_))));
+    }
+}
