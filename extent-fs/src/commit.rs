@@ -64,7 +64,7 @@ impl<D: Disk> Filesystem<D> {
         item.encode(&mut self.txn.items);
         self.txn.count += 1;
         if !self.txn.guards.is_empty() {
-            for &(first, len) in &self.txn.freed[freed_before..] {
+            for &(_, first, len) in &self.txn.freed[freed_before..] {
                 let gone: Vec<u64> = self.txn.guards.range(first..first + len).map(|g| *g.0).collect();
                 for block in gone {
                     self.txn.guards.remove(&block);
@@ -198,8 +198,10 @@ impl<D: Disk> Filesystem<D> {
     /// The transaction is durable: what it freed may be used again, and a new one begins.
     fn settle(&mut self) {
         let mut freed = std::mem::take(&mut self.txn.freed);
-        for (first, len) in freed.drain(..) {
-            self.free.release(first, len);
+        for (ino, first, len) in freed.drain(..) {
+            if self.leases.may_reuse(ino, first, len) {
+                self.free.release(first, len);
+            }
         }
         self.txn.freed = freed;
         self.txn.items.clear();

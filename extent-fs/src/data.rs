@@ -5,9 +5,10 @@ use nvme_driver::disk::Disk;
 use crate::error::FsError;
 use crate::extents::{Piece, Run};
 use crate::fs::Filesystem;
-use crate::inode::{Ino, MAX_FILE_SIZE, extent_growth};
+use crate::inode::{Ino, MAX_FILE_BLOCKS, MAX_FILE_SIZE, extent_growth};
 use crate::io::{BLOCK, BlockIo};
 use crate::item::Item;
+use crate::leases::Access;
 
 /// Most extents that one item carries; a longer operation becomes several, each atomic.
 pub(crate) const MAX_PIECES: usize = 96;
@@ -96,6 +97,9 @@ impl<D: Disk> Filesystem<D> {
         let size = self.file(ino)?.size;
         let len = size.saturating_sub(offset).min(wide(into.len()));
         let into = &mut into[..len as usize];
+        if !self.leases.is_empty() && !into.is_empty() {
+            self.clear_leases(ino, offset / BLOCK..(offset + len).div_ceil(BLOCK), Some(Access::Write))?;
+        }
         let Self { io, state, scratch, .. } = self;
         let Some(map) = state.get(ino).and_then(|i| i.extents()) else {
             return Err(FsError::no_inode(ino));
@@ -128,6 +132,11 @@ impl<D: Disk> Filesystem<D> {
             return Ok(());
         }
         let (first, last) = (offset / BLOCK, end.div_ceil(BLOCK));
+        self.clear_leases(ino, first..last, None)?;
+        let size = self.file(ino)?.size;
+        if offset > size && first > size / BLOCK {
+            self.zero_part(ino, size, size.next_multiple_of(BLOCK))?;
+        }
         self.begin(WRITE_ITEM)?;
         let targets = self.plan(ino, first, last)?;
         let result = self.write_targets(ino, offset, data, &targets);
@@ -156,6 +165,7 @@ impl<D: Disk> Filesystem<D> {
     ) -> Result<(), FsError> {
         let end = offset + wide(data.len());
         let time = self.now();
+        let old_size = self.file(ino)?.size;
         let mut touched = true;
         for batch in targets.chunks(MAX_PIECES) {
             self.begin(WRITE_ITEM)?;
@@ -163,7 +173,7 @@ impl<D: Disk> Filesystem<D> {
             let mut commits = Vec::new();
             let mut reached = 0;
             for t in batch {
-                self.write_target(t, offset, data)?;
+                self.write_target(t, offset, data, old_size)?;
                 let len = u32::try_from(t.len).unwrap_or(u32::MAX);
                 match t.how {
                     How::InPlace => {}
@@ -280,8 +290,9 @@ impl<D: Disk> Filesystem<D> {
         Err(FsError::NoSpace { needed: blocks, free })
     }
 
-    /// Writes the part of `data` (which begins at byte `offset` of the file) that falls into one target.
-    fn write_target(&mut self, t: &Target, offset: u64, data: &[u8]) -> Result<(), FsError> {
+    /// Writes the part of `data` (which begins at byte `offset` of the file) that falls into one target. Bytes behind the old
+    /// end of the file, `size`, become zeros where `data` does not reach.
+    fn write_target(&mut self, t: &Target, offset: u64, data: &[u8], size: u64) -> Result<(), FsError> {
         if t.how == How::InPlace {
             self.unguard(t.disk, t.len)?;
         }
@@ -300,6 +311,9 @@ impl<D: Disk> Filesystem<D> {
             }
             let mut block = std::mem::take(&mut self.scratch);
             let filled = self.fill_block(&mut block, t.old.map(|o| o + (file - t.file)));
+            if size < start + BLOCK {
+                block[size.saturating_sub(start) as usize..].fill(0);
+            }
             let from = start.max(offset);
             let to = (start + BLOCK).min(end);
             block[(from - start) as usize..(to - start) as usize]
@@ -333,7 +347,12 @@ impl<D: Disk> Filesystem<D> {
         self.io.writable()?;
         let old = self.file(ino)?.size;
         check_range(size, 0)?;
+        if size > old && size / BLOCK > old / BLOCK {
+            // What a lease holder left behind the end is not to be seen.
+            self.zero_part(ino, old, old.next_multiple_of(BLOCK))?;
+        }
         if size < old {
+            self.recall_leases(ino, size / BLOCK..MAX_FILE_BLOCKS, None);
             // Bytes behind the end are always zeros, so that growing again shows none of the old ones.
             self.zero_part(ino, size, size.next_multiple_of(BLOCK))?;
         }
@@ -343,13 +362,18 @@ impl<D: Disk> Filesystem<D> {
     }
 
     /// Makes bytes within one block read as zeros, leaving the size alone.
-    fn zero_part(&mut self, ino: Ino, from: u64, to: u64) -> Result<(), FsError> {
+    pub(crate) fn zero_part(&mut self, ino: Ino, from: u64, to: u64) -> Result<(), FsError> {
         let Some(piece) = self.file(ino)?.extents().and_then(|m| m.at(from / BLOCK)) else { return Ok(()) };
         if from == to || !piece.run.written {
             return Ok(());
         }
         let file = from / BLOCK;
         let old = piece.run.disk + (file - piece.file);
+        self.io.read(old * BLOCK, &mut self.scratch)?;
+        let (a, b) = ((from - file * BLOCK) as usize, (to - file * BLOCK) as usize);
+        if self.scratch[a..b].iter().all(|&b| b == 0) {
+            return Ok(());
+        }
         self.begin(WRITE_ITEM)?;
         // Into a new block, so that a cut leaves either the old end or the new one; in place on a full disk.
         let moved = self.fill(
@@ -367,7 +391,7 @@ impl<D: Disk> Filesystem<D> {
             None => Target { file, disk: old, len: 1, old: Some(old), how: How::InPlace },
         };
         let zeros = vec![0; (to - from) as usize];
-        if let Err(e) = self.write_target(&target, from, &zeros) {
+        if let Err(e) = self.write_target(&target, from, &zeros, u64::MAX) {
             self.take_back(ino, &[target]);
             return Err(e);
         }
@@ -377,6 +401,18 @@ impl<D: Disk> Filesystem<D> {
             self.log(&Item::Write { ino, size, time, maps, commits: Vec::new() })?;
         }
         Ok(())
+    }
+
+    /// Makes the bytes from the end of the file, `size`, to the end of its block zeros, where they are.
+    pub(crate) fn zero_in_place(&mut self, ino: Ino, size: u64) -> Result<(), FsError> {
+        let file = size / BLOCK;
+        let Some(p) = self.file(ino)?.extents().and_then(|m| m.at(file)).filter(|p| p.run.written) else {
+            return Ok(());
+        };
+        let disk = p.run.disk + (file - p.file);
+        let target = Target { file, disk, len: 1, old: Some(disk), how: How::InPlace };
+        let zeros = vec![0; (size.next_multiple_of(BLOCK) - size) as usize];
+        self.write_target(&target, size, &zeros, u64::MAX)
     }
 
     /// Allocates or frees the blocks of a range; see [`Falloc`].
@@ -438,6 +474,7 @@ impl<D: Disk> Filesystem<D> {
         if offset >= end {
             return Ok(());
         }
+        self.recall_leases(ino, offset / BLOCK..end.div_ceil(BLOCK), None);
         let (first, last) = (offset.div_ceil(BLOCK), end / BLOCK);
         if first > last {
             return self.zero_part(ino, offset, end);

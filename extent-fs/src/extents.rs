@@ -25,6 +25,11 @@ impl Piece {
         self.file + u64::from(self.run.len)
     }
 
+    /// The part inside `first..end`, if any.
+    pub(crate) fn within(&self, first: u64, end: u64) -> Option<Self> {
+        (self.file < end && self.end() > first).then(|| self.clip(first, end))
+    }
+
     /// The part inside `first..end`; the two must overlap.
     fn clip(&self, first: u64, end: u64) -> Self {
         let from = self.file.max(first);

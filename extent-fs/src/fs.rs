@@ -12,6 +12,7 @@ use crate::commit::Txn;
 use crate::error::{FsError, shown};
 use crate::inode::{Ino, Inode, Kind, ROOT, extent_growth};
 use crate::io::{BLOCK, BlockIo};
+use crate::leases::Leases;
 use crate::log::Ring;
 use crate::state::State;
 use crate::superblock::Superblock;
@@ -37,6 +38,9 @@ pub struct Filesystem<D: Disk> {
     /// Where the next new file's blocks are looked for.
     pub(crate) goal: u64,
     pub(crate) opens: HashMap<Ino, u32>,
+    pub(crate) leases: Leases,
+    /// Nanoseconds that a holder has to answer a recall.
+    pub(crate) lease_grace: u64,
     pub(crate) clock: Clock,
     /// One block, for partial reads and writes.
     pub(crate) scratch: Box<[u8]>,
@@ -217,7 +221,7 @@ impl<D: Disk> Filesystem<D> {
     }
 
     fn held_blocks(&self) -> u64 {
-        self.txn.freed.iter().map(|f| f.1).sum()
+        self.txn.freed.iter().map(|f| f.2).sum::<u64>() + self.leases.held_blocks()
     }
 
     /// Free blocks that must stay free so that the next checkpoint fits, if the metadata grows by `growth` bytes.

@@ -11,6 +11,7 @@
 //! * `extents`, `inode`, `state`: the metadata in memory, and how an item changes it
 //! * `alloc`: the free blocks
 //! * `commit`: transactions; `checkpoint`: checkpoints; `mount`: mkfs and recovery
+//! * `layout`, `leases`: blocks handed out, recalled and fenced
 //! * `fs`: the mounted filesystem and the calls that only look; `names`, `data`: the calls that change
 
 mod alloc;
@@ -25,6 +26,8 @@ mod fs;
 mod inode;
 mod io;
 mod item;
+mod layout;
+mod leases;
 mod log;
 mod mount;
 mod names;
@@ -39,6 +42,8 @@ pub use fs::{Clock, DirEntry, Filesystem, Stat, StatFs};
 pub use inode::{Ino, Kind, MAX_FILE_SIZE, ROOT};
 pub use io::BLOCK;
 pub use item::NAME_MAX;
+pub use layout::{BlockState, Extent, Layout};
+pub use leases::{Access, Lease, Recall};
 pub use mount::{FormatOptions, MountOptions, format, probe, system_time};
 pub use names::{NewInode, SetAttr};
 pub use superblock::VERSION;

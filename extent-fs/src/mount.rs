@@ -15,6 +15,7 @@ use crate::fs::{Clock, Filesystem};
 use crate::inode::{Ino, ROOT};
 use crate::io::{BLOCK, BLOCK_LEN, BlockIo};
 use crate::item::Item;
+use crate::leases::Leases;
 use crate::log::{Image, Ring};
 use crate::record::Record;
 use crate::state::{Freed, State};
@@ -50,11 +51,20 @@ pub struct MountOptions {
     pub read_only: bool,
     /// Where the time comes from.
     pub clock: Clock,
+    /// The device generation that leases are given under; see [`Filesystem::set_device_generation`].
+    pub device_generation: u64,
+    /// Nanoseconds that a lease holder has to answer a recall before it is fenced.
+    pub lease_grace: u64,
 }
 
 impl Default for MountOptions {
     fn default() -> Self {
-        Self { read_only: false, clock: Box::new(system_time) }
+        Self {
+            read_only: false,
+            clock: Box::new(system_time),
+            device_generation: 0,
+            lease_grace: 1_000_000_000,
+        }
     }
 }
 
@@ -368,6 +378,8 @@ impl<D: Disk> Filesystem<D> {
             checkpoint: None,
             goal: 0,
             opens: HashMap::new(),
+            leases: Leases::new(options.device_generation),
+            lease_grace: options.lease_grace,
             clock: options.clock,
             scratch: vec![0; BLOCK_LEN].into_boxed_slice(),
             record: Vec::new(),

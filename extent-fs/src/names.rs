@@ -4,7 +4,7 @@ use nvme_driver::disk::Disk;
 
 use crate::error::{FsError, shown};
 use crate::fs::Filesystem;
-use crate::inode::{Ino, Inode, Kind, ROOT, name_growth};
+use crate::inode::{Ino, Inode, Kind, MAX_FILE_BLOCKS, ROOT, name_growth};
 use crate::item::{INODE_LEN, Item, NAME_MAX, name_is_sound};
 
 /// Attributes of an inode to be made.
@@ -155,7 +155,16 @@ impl<D: Disk> Filesystem<D> {
         }
         let keep = self.opens.contains_key(&ino);
         let time = self.now();
-        self.log(&Item::Unlink { parent: dir, time, keep, name })
+        self.log(&Item::Unlink { parent: dir, time, keep, name })?;
+        self.recall_if_gone(ino);
+        Ok(())
+    }
+
+    /// A file that is gone cannot be written any more; its blocks wait for the leases on them.
+    fn recall_if_gone(&mut self, ino: Ino) {
+        if self.state.get(ino).is_none() {
+            self.recall_leases(ino, 0..MAX_FILE_BLOCKS, None);
+        }
     }
 
     /// Removes the name of an empty directory, and the directory.
@@ -213,7 +222,11 @@ impl<D: Disk> Filesystem<D> {
         }
         let keep = replaced.is_some_and(|r| self.opens.contains_key(&r));
         let time = self.now();
-        self.log(&Item::Rename { from, to, time, keep, old, new })
+        self.log(&Item::Rename { from, to, time, keep, old, new })?;
+        if let Some(replaced) = replaced {
+            self.recall_if_gone(replaced);
+        }
+        Ok(())
     }
 
     /// Changes attributes; the change time becomes now.
@@ -253,6 +266,7 @@ impl<D: Disk> Filesystem<D> {
         if self.inode(ino)?.nlink == 0 && self.io.latched().is_none() {
             self.begin(NAME_ITEM)?;
             self.log(&Item::Forget { ino })?;
+            self.recall_if_gone(ino);
         }
         Ok(())
     }

@@ -6,8 +6,8 @@ use crate::extents::{ExtentMap, Piece};
 use crate::inode::{Body, Directory, Ino, Inode, Kind, MAX_FILE_BLOCKS, MAX_FILE_SIZE, ROOT};
 use crate::item::Item;
 
-/// Blocks that an item freed (first, count).
-pub(crate) type Freed = Vec<(u64, u64)>;
+/// Blocks that an item freed (whose, first, count).
+pub(crate) type Freed = Vec<(Ino, u64, u64)>;
 
 /// A checkpoint being gathered while changes go on: inodes from `cursor` to `end` are still to be saved, in the state they
 /// had when it began. Whoever changes one of those first saves it here.
@@ -331,7 +331,7 @@ impl State {
             map.remove(first, end, &mut removed);
             for p in &removed {
                 *blocks -= u64::from(p.run.len);
-                freed.push((p.run.disk, u64::from(p.run.len)));
+                freed.push((ino, p.run.disk, u64::from(p.run.len)));
             }
             unwritten(removed)
         })?;
@@ -404,7 +404,7 @@ impl State {
         self.mapped -= inode.blocks;
         if let Some(map) = inode.extents() {
             self.unwritten -= unwritten(map.iter());
-            freed.extend(map.iter().map(|p| (p.run.disk, u64::from(p.run.len))));
+            freed.extend(map.iter().map(|p| (ino, p.run.disk, u64::from(p.run.len))));
         }
         Ok(())
     }

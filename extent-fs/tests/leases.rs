@@ -1,0 +1,245 @@
+//! Layouts and leases: what is handed out, what is in whose way, and that nothing is reused under a holder.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed call fails the test")]
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use common::ram::RamDisk;
+use extent_fs::*;
+use nvme_driver::disk::Disk;
+
+const GRACE: u64 = 1000;
+
+struct Rig {
+    fs: Filesystem<RamDisk>,
+    now: Arc<AtomicU64>,
+}
+
+fn rig() -> Rig {
+    let mut disk = RamDisk::new(4 << 20);
+    format(&mut disk, &FormatOptions::default()).unwrap();
+    mount(disk)
+}
+
+fn mount(disk: RamDisk) -> Rig {
+    let now = Arc::new(AtomicU64::new(1));
+    let clock = Arc::clone(&now);
+    let options = MountOptions {
+        clock: Box::new(move || clock.load(Ordering::Relaxed)),
+        device_generation: 5,
+        lease_grace: GRACE,
+        ..Default::default()
+    };
+    Rig { fs: Filesystem::mount(disk, options).unwrap(), now }
+}
+
+impl Rig {
+    fn file(&mut self, name: &str, blocks: usize, byte: u8) -> Ino {
+        let f = self.fs.create(name, &NewInode::file()).unwrap();
+        self.fs.write_at(f, 0, &vec![byte; blocks * 4096]).unwrap();
+        self.fs.sync(f).unwrap();
+        f
+    }
+
+    fn read(&mut self, ino: Ino) -> Vec<u8> {
+        let mut bytes = vec![0; self.fs.stat(ino).unwrap().size as usize];
+        self.fs.read_at(ino, 0, &mut bytes).unwrap();
+        bytes
+    }
+
+    /// What a direct writer does.
+    fn write_direct(&mut self, layout: &Layout, byte: u8) {
+        for e in &layout.extents {
+            self.fs.disk_mut().write(e.lba, &vec![byte; e.bytes() as usize]).unwrap();
+        }
+    }
+
+    fn later(&self, by: u64) {
+        self.now.fetch_add(by, Ordering::Relaxed);
+    }
+}
+
+fn conflict<T>(r: Result<T, FsError>) -> u64 {
+    match r.map(|_| ()).unwrap_err() {
+        FsError::LeaseConflict { lease, .. } => lease,
+        e => panic!("{e}"),
+    }
+}
+
+#[test]
+fn mapping_for_write_allocates_and_stays_invisible_until_committed() {
+    let mut r = rig();
+    let f = r.fs.create("/f", &NewInode::file()).unwrap();
+    let layout = r.fs.map_blocks(f, 0, 20_000, Access::Write).unwrap();
+    assert_eq!(layout.extents.iter().map(|e| e.blocks).sum::<u64>(), 5);
+    assert!(layout.extents.iter().all(|e| e.state == BlockState::Unwritten));
+    assert_eq!((layout.lease.device_generation, layout.uuid), (5, r.fs.uuid()));
+    r.write_direct(&layout, 9);
+    assert_eq!(r.fs.stat(f).unwrap().size, 0);
+    r.fs.truncate(f, 20_000).unwrap();
+    r.fs.release(layout.lease).unwrap();
+    assert_eq!(r.read(f), vec![0; 20_000]);
+}
+
+#[test]
+fn committed_blocks_are_the_file() {
+    let mut r = rig();
+    let f = r.fs.create("/f", &NewInode::file()).unwrap();
+    let layout = r.fs.map_blocks(f, 0, 20_000, Access::Write).unwrap();
+    r.write_direct(&layout, 9);
+    r.fs.commit_blocks(layout.lease, &layout.extents, Some(10_000)).unwrap();
+    r.fs.sync(f).unwrap();
+    r.fs.release(layout.lease).unwrap();
+    let mut r = mount(r.fs.disk().clone());
+    let f = r.fs.lookup("/f").unwrap();
+    assert_eq!(r.read(f), vec![9; 10_000]);
+    // What the holder wrote behind the end is not to be seen, however the file grows.
+    r.fs.truncate(f, 30_000).unwrap();
+    assert!(r.read(f)[10_000..].iter().all(|&b| b == 0));
+    let states: Vec<_> =
+        r.fs.query_blocks(f, 0, 30_000).unwrap().iter().map(|e| (e.blocks, e.state)).collect();
+    assert_eq!(states, [(3, BlockState::Written), (2, BlockState::Unwritten), (3, BlockState::Hole)]);
+}
+
+#[test]
+fn a_commit_of_blocks_that_the_file_lost_is_refused() {
+    let mut r = rig();
+    let f = r.file("/f", 4, 1);
+    let layout = r.fs.map_blocks(f, 0, 16_384, Access::Write).unwrap();
+    r.fs.truncate(f, 0).unwrap();
+    let err = r.fs.commit_blocks(layout.lease, &layout.extents, Some(16_384)).unwrap_err();
+    assert_eq!(err.errno(), 116, "{err}");
+    assert_eq!(r.fs.stat(f).unwrap().size, 0);
+}
+
+#[test]
+fn readers_share_writers_do_not() {
+    let mut r = rig();
+    let f = r.file("/f", 8, 1);
+    let a = r.fs.map_blocks(f, 0, 8192, Access::Read).unwrap().lease;
+    let b = r.fs.map_blocks(f, 4096, 8192, Access::Read).unwrap().lease;
+    let far = r.fs.map_blocks(f, 16_384, 4096, Access::Write).unwrap().lease;
+    assert!(r.fs.take_recalls().is_empty());
+    assert_eq!(conflict(r.fs.map_blocks(f, 0, 4096, Access::Write)), a.id);
+    let recalls = r.fs.take_recalls();
+    assert_eq!(recalls.len(), 1);
+    assert_eq!((recalls[0].lease, recalls[0].ranges.clone()), (a, vec![(0, 4096)]));
+    assert!(r.fs.take_recalls().is_empty(), "told once");
+    // Giving back what was asked for is enough; the rest stays.
+    r.fs.release_range(a, 0, 4096).unwrap();
+    let w = r.fs.map_blocks(f, 0, 4096, Access::Write).unwrap().lease;
+    assert_eq!(conflict(r.fs.map_blocks(f, 4096, 4096, Access::Write)), a.id);
+    // Cached I/O minds writers, cached writes mind readers too; other ranges go on.
+    let mut buf = [0; 4096];
+    assert_eq!(conflict(r.fs.read_at(f, 0, &mut buf)), w.id);
+    assert_eq!(conflict(r.fs.read_at(f, 16_384, &mut buf)), far.id);
+    r.fs.read_at(f, 8192, &mut buf).unwrap();
+    assert_eq!(conflict(r.fs.write_at(f, 8192, b"x")), b.id);
+    r.fs.write_at(f, 12_288, b"x").unwrap();
+    for lease in [a, b, w, far] {
+        r.fs.release(lease).unwrap();
+        assert_eq!(r.fs.release(lease).unwrap_err().errno(), 116);
+    }
+    r.fs.write_at(f, 0, b"x").unwrap();
+}
+
+#[test]
+fn blocks_of_a_layout_are_not_reused_before_release() {
+    let mut r = rig();
+    let f = r.file("/f", 100, 1);
+    let free = r.fs.statfs().free;
+    let layout = r.fs.map_blocks(f, 0, 100 * 4096, Access::Write).unwrap();
+    // The holder's own truncate recalls its own lease.
+    r.fs.truncate(f, 0).unwrap();
+    r.fs.sync_all().unwrap();
+    assert_eq!(r.fs.take_recalls().len(), 1);
+    assert_eq!((r.fs.statfs().free, r.fs.statfs().held), (free, 100));
+    // Others fill the disk; none of the blocks may be theirs.
+    let g = r.fs.create("/g", &NewInode::file()).unwrap();
+    let mut at = 0;
+    while r.fs.write_at(g, at, &[2; 4096]).is_ok() {
+        at += 4096;
+    }
+    r.write_direct(&layout, 3);
+    assert!(r.read(g).iter().all(|&b| b == 2), "a late write of the holder landed in another file");
+    r.fs.release(layout.lease).unwrap();
+    assert_eq!(r.fs.statfs().held, 0);
+    r.fs.write_at(g, at, &[2; 4096]).unwrap();
+}
+
+#[test]
+fn unlink_holds_blocks_until_the_silent_holder_is_fenced() {
+    let mut r = rig();
+    let f = r.file("/f", 10, 1);
+    let lease = r.fs.map_blocks(f, 0, 4096, Access::Read).unwrap().lease;
+    r.fs.unlink("/f").unwrap();
+    r.fs.sync_all().unwrap();
+    assert!(r.fs.statfs().held > 0);
+    assert_eq!(r.fs.take_recalls()[0].lease, lease);
+    assert_eq!(r.fs.next_lease_deadline(), Some(1 + GRACE));
+    r.later(GRACE - 1);
+    assert_eq!(r.fs.expire_leases(|_| panic!("too early")), 0);
+    r.later(1);
+    assert_eq!(r.fs.expire_leases(|_| false), 0);
+    assert!(r.fs.statfs().held > 0, "the fence failed: nothing may be reused");
+    let mut fenced = Vec::new();
+    let ended = r.fs.expire_leases(|late| {
+        fenced.push(late.lease);
+        true
+    });
+    assert_eq!((ended, fenced), (1, vec![lease]));
+    assert_eq!(r.fs.statfs().held, 0);
+    assert_eq!(r.fs.release(lease).unwrap_err().errno(), 116);
+}
+
+#[test]
+fn blocks_freed_under_a_lease_wait_for_the_record_too() {
+    let mut r = rig();
+    let f = r.file("/f", 10, 1);
+    let lease = r.fs.map_blocks(f, 0, 40_960, Access::Read).unwrap().lease;
+    r.fs.unlink("/f").unwrap();
+    r.fs.release(lease).unwrap();
+    assert_eq!(r.fs.statfs().held, 10, "the freeing record is not durable yet");
+    r.fs.sync_all().unwrap();
+    assert_eq!(r.fs.statfs().held, 0);
+}
+
+#[test]
+fn a_lease_is_shared_by_processes_and_ends_with_the_last() {
+    let mut r = rig();
+    let f = r.file("/f", 1, 1);
+    let lease = r.fs.map_blocks(f, 0, 4096, Access::Write).unwrap().lease;
+    r.fs.share_lease(lease).unwrap();
+    r.fs.release(lease).unwrap();
+    assert_eq!(conflict(r.fs.write_at(f, 0, b"x")), lease.id);
+    r.fs.release(lease).unwrap();
+    r.fs.write_at(f, 0, b"x").unwrap();
+}
+
+#[test]
+fn a_stale_device_generation_is_refused() {
+    let mut r = rig();
+    let f = r.file("/f", 4, 1);
+    let layout = r.fs.map_blocks(f, 0, 16_384, Access::Write).unwrap();
+    r.fs.set_device_generation(6);
+    assert_eq!(r.fs.commit_blocks(layout.lease, &layout.extents, None).unwrap_err().errno(), 116);
+    assert_eq!(r.fs.release(layout.lease).unwrap_err().errno(), 116);
+    let again = r.fs.map_blocks(f, 0, 16_384, Access::Write).unwrap();
+    assert_eq!(again.lease.device_generation, 6);
+    let forged = Lease { device_generation: 5, ..again.lease };
+    assert_eq!(r.fs.commit_blocks(forged, &again.extents, None).unwrap_err().errno(), 116);
+}
+
+#[test]
+fn a_lease_covers_no_more_than_its_range() {
+    let mut r = rig();
+    let f = r.file("/f", 4, 1);
+    let layout = r.fs.map_blocks(f, 0, 4096, Access::Write).unwrap();
+    let mut wide = layout.extents.clone();
+    wide[0].blocks = 2;
+    assert_eq!(r.fs.commit_blocks(layout.lease, &wide, None).unwrap_err().errno(), 22);
+    let reader = r.fs.map_blocks(f, 8192, 4096, Access::Read).unwrap();
+    assert_eq!(r.fs.commit_blocks(reader.lease, &reader.extents, None).unwrap_err().errno(), 22);
+}
