@@ -1,0 +1,95 @@
+//! The command line: one file a subcommand, and what they share.
+//!
+//! * `place`, `device`, `store`: a device opened directly, or a server on a socket, and the files in either
+//! * `failure`, `hints`: errors as one readable line and what to do about it
+//! * `units`, `progress`: sizes and times as people read them, progress bars
+mod cat;
+mod device;
+mod failure;
+mod get;
+mod hints;
+mod identify;
+mod ls;
+mod mkdir;
+mod mkfs;
+mod mv;
+mod place;
+mod progress;
+mod put;
+mod revoke;
+mod rm;
+mod stat;
+mod status;
+mod store;
+mod units;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use failure::Failure;
+
+const ABOUT: &str = "Files on an NVMe drive as shared memory, straight from its Controller Memory Buffer";
+
+const AFTER_HELP: &str = "\
+Devices:
+  emu:disk.img?cmb=64M&size=1G   an emulated NVMe drive on an image file, made if there is none
+  emu:ram?cmb=64M&size=1G        the same, in memory: gone when the command ends
+  file:/dev/nvme0n1              a block device or a file through io_uring; no CMB
+  pci:0000:01:00.0               a drive bound to vfio-pci
+  vfio-user:/run/n.sock          a drive served by another process
+
+Exit status: 0 done, 1 failed, 2 wrong arguments, 3 damage or a difference found.
+Set CMBFS_LOG=debug to see what the layers underneath do.";
+
+#[derive(Parser, Debug)]
+#[command(name = "cmbfs", version, about = ABOUT, after_help = AFTER_HELP)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    Mkfs(mkfs::Mkfs),
+    Identify(identify::Identify),
+    Put(put::Put),
+    Get(get::Get),
+    Ls(ls::Ls),
+    Cat(cat::Cat),
+    Stat(stat::Stat),
+    Rm(rm::Rm),
+    Mkdir(mkdir::Mkdir),
+    Mv(mv::Mv),
+    Status(status::Status),
+    Revoke(revoke::Revoke),
+}
+
+/// Parses the arguments, runs the command, reports what went wrong.
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse(); // exits with status 2 by itself when the arguments are wrong
+    let filter = EnvFilter::try_from_env("CMBFS_LOG").unwrap_or_else(|_| EnvFilter::new("error"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Mkfs(c) => c.run(),
+        Command::Identify(c) => c.run(),
+        Command::Put(c) => c.run(),
+        Command::Get(c) => c.run(),
+        Command::Ls(c) => c.run(),
+        Command::Cat(c) => c.run(),
+        Command::Stat(c) => c.run(),
+        Command::Rm(c) => c.run(),
+        Command::Mkdir(c) => c.run(),
+        Command::Mv(c) => c.run(),
+        Command::Status(c) => c.run(),
+        Command::Revoke(c) => c.run(),
+    }
+}

@@ -1,0 +1,80 @@
+//! `cmbfs status`: what a server has done, by which path and why.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use clap::Args;
+use cmbfs::{Client, ServerInfo, Status as Counters};
+use serde::Serialize;
+
+use super::failure::{Failure, one_line};
+use super::units::Bytes;
+
+/// Show what a server holds and has done: clients, windows, bytes by path and the reasons
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  cmbfs status --json --socket /tmp/cmbfs.sock")]
+pub(crate) struct Status {
+    /// The server's socket
+    #[arg(long, value_name = "SOCK")]
+    socket: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    server: ServerInfo,
+    status: Counters,
+}
+
+impl Status {
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        let client = Client::connect(&self.socket)?;
+        let report = Report { server: client.info()?, status: client.status()? };
+        let mut out = io::BufWriter::new(io::stdout().lock());
+        if self.json {
+            serde_json::to_writer_pretty(&mut out, &report)?;
+            writeln!(out)?;
+        } else {
+            report.print(&mut out)?;
+        }
+        Ok(out.flush()?)
+    }
+}
+
+impl Report {
+    fn print(&self, out: &mut impl Write) -> io::Result<()> {
+        let (server, s) = (&self.server, &self.status);
+        writeln!(out, "device       {}", one_line(&server.device))?;
+        writeln!(
+            out,
+            "server       process {}, uid {}, grace {} ms",
+            server.pid, server.uid, server.grace_ms
+        )?;
+        writeln!(out, "space        {} free of {}", Bytes(server.free_bytes), Bytes(server.bytes))?;
+        // This very connection is one of them.
+        writeln!(
+            out,
+            "clients      {} and this command, {} open files",
+            s.clients.saturating_sub(1),
+            s.open_files
+        )?;
+        let (used, quarantined) = (Bytes(s.cmb_used), Bytes(s.cmb_quarantined));
+        writeln!(out, "CMB          {used} used of {}, {quarantined} quarantined", Bytes(s.cmb_bytes))?;
+        writeln!(out, "windows      {} in the CMB, {} in the host cache", s.cmb_windows, s.host_windows)?;
+        writeln!(out, "revocations  {}, of them {} write sections fenced", s.revocations, s.fenced)?;
+        writeln!(out, "commits      {}", s.commits)?;
+        writeln!(out, "lost         {} clients died, {} were expelled", s.died, s.expelled)?;
+        writeln!(out, "generation   {}", s.device_generation)?;
+        if !s.paths.is_empty() {
+            writeln!(out)?;
+            writeln!(out, "{:<10} {:>8} {:>11}  reason", "path", "count", "bytes")?;
+            for line in &s.paths {
+                let (path, reason) = (one_line(&line.path), one_line(&line.reason));
+                writeln!(out, "{path:<10} {:>8} {:>11}  {reason}", line.count, Bytes(line.bytes))?;
+            }
+        }
+        Ok(())
+    }
+}

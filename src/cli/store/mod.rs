@@ -1,0 +1,197 @@
+//! The files of a place: of a device that this process opened, or of a server.
+//!
+//! * `direct`: a filesystem mounted here
+//! * `served`: a client of a server
+mod direct;
+mod served;
+
+use std::io::Read;
+use std::time::{Duration, UNIX_EPOCH};
+
+use serde::Serialize;
+
+use super::failure::Failure;
+use super::place::Place;
+
+/// What is known of one file or directory.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Entry {
+    pub(crate) name: String,
+    pub(crate) kind: &'static str,
+    pub(crate) inode: u64,
+    pub(crate) size: u64,
+    /// Bytes of blocks behind it.
+    pub(crate) allocated: u64,
+    /// Permission bits.
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) links: u32,
+    pub(crate) modified_ns: u64,
+    pub(crate) changed_ns: u64,
+}
+
+impl Entry {
+    pub(crate) fn is_directory(&self) -> bool {
+        self.kind == "directory"
+    }
+}
+
+/// What both kinds of place can do.
+trait Files {
+    fn stat(&mut self, path: &str) -> Result<Entry, Failure>;
+    fn list(&mut self, path: &str) -> Result<Vec<Entry>, Failure>;
+    fn read(&mut self, path: &str, sink: &mut dyn FnMut(&[u8]) -> Result<(), Failure>)
+    -> Result<(), Failure>;
+    /// Makes `temporary`, fills it, and gives it the name `path` once everything is durable.
+    fn write(&mut self, job: &mut WriteJob<'_>) -> Result<(), Failure>;
+    fn unlink(&mut self, path: &str) -> Result<(), Failure>;
+    fn rmdir(&mut self, path: &str) -> Result<(), Failure>;
+    fn mkdir(&mut self, path: &str) -> Result<(), Failure>;
+    fn rename(&mut self, from: &str, to: &str) -> Result<(), Failure>;
+    /// Makes changes of names durable where the place does not do so by itself.
+    fn sync(&mut self) -> Result<(), Failure>;
+    fn close(self: Box<Self>) -> Result<(), Failure>;
+}
+
+/// One file to be written.
+struct WriteJob<'a> {
+    path: &'a str,
+    temporary: String,
+    mode: u32,
+    from: &'a mut dyn Read,
+    progress: &'a mut dyn FnMut(u64),
+}
+
+impl WriteJob<'_> {
+    /// Reads the next piece into `buffer`, full unless the input ends.
+    fn piece<'b>(&mut self, buffer: &'b mut [u8]) -> Result<&'b [u8], Failure> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match self.from.read(&mut buffer[filled..]) {
+                Ok(0) => break,
+                Ok(n) => filled += n,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(Failure::from(e).doing("reading the local file")),
+            }
+        }
+        Ok(&buffer[..filled])
+    }
+}
+
+/// How much is copied at a time.
+const PIECE: usize = 4 << 20;
+
+/// The files of a place.
+pub(crate) struct Store(Box<dyn Files>);
+
+impl Store {
+    pub(crate) fn open(place: &Place) -> Result<Self, Failure> {
+        Ok(Self(match place {
+            Place::Device(url) => Box::new(direct::Direct::open(url)?),
+            Place::Server(socket) => Box::new(served::Served::connect(socket)?),
+        }))
+    }
+
+    pub(crate) fn stat(&mut self, path: &str) -> Result<Entry, Failure> {
+        self.0.stat(path)
+    }
+
+    pub(crate) fn list(&mut self, path: &str) -> Result<Vec<Entry>, Failure> {
+        self.0.list(path)
+    }
+
+    /// Hands the file's bytes to `sink`, in order, in pieces.
+    pub(crate) fn read_file(
+        &mut self,
+        path: &str,
+        sink: &mut dyn FnMut(&[u8]) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        self.0.read(path, sink)
+    }
+
+    /// Makes `path` hold what `from` gives. Until all of it is durable `path` is what it was before.
+    pub(crate) fn write_file(
+        &mut self,
+        path: &str,
+        mode: u32,
+        from: &mut dyn Read,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<(), Failure> {
+        if path.ends_with('/') || self.0.stat(path).is_ok_and(|e| e.is_directory()) {
+            return Err(Failure::new(format!("{path} is a directory"))
+                .hint("give the whole path, with the name that the file is to have"));
+        }
+        let mut job = WriteJob { path, temporary: temporary_name(path), mode, from, progress };
+        let result = self.0.write(&mut job);
+        if result.is_err() {
+            // Whatever stopped the copy may stop this too; what counts is said already.
+            let _ = self.0.unlink(&job.temporary).and_then(|()| self.0.sync());
+        }
+        result
+    }
+
+    /// Removes a file or an empty directory.
+    pub(crate) fn remove(&mut self, path: &str) -> Result<(), Failure> {
+        if path.split('/').all(|part| matches!(part, "" | "." | "..")) {
+            return Err(Failure::new(format!("{path} cannot be removed")));
+        }
+        if self.0.stat(path)?.is_directory() { self.0.rmdir(path) } else { self.0.unlink(path) }
+    }
+
+    pub(crate) fn mkdir(&mut self, path: &str) -> Result<(), Failure> {
+        self.0.mkdir(path)
+    }
+
+    pub(crate) fn rename(&mut self, from: &str, to: &str) -> Result<(), Failure> {
+        self.0.rename(from, to)
+    }
+
+    /// Ends cleanly: everything is durable afterwards.
+    pub(crate) fn close(self) -> Result<(), Failure> {
+        self.0.close()
+    }
+}
+
+/// A name beside `path` that no other process uses, not longer than names may be.
+fn temporary_name(path: &str) -> String {
+    const NAME_MAX: usize = 255;
+    let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
+    let end = format!(".put-{}", std::process::id());
+    let mut keep = name.len().min(NAME_MAX - 1 - end.len());
+    while !name.is_char_boundary(keep) {
+        keep -= 1;
+    }
+    format!("{folder}/.{}{end}", &name[..keep])
+}
+
+/// `drwxr-xr-x` and the like.
+pub(crate) fn mode_text(entry: &Entry) -> String {
+    let mut text = String::from(if entry.is_directory() { "d" } else { "-" });
+    for shift in [6, 3, 0] {
+        let bits = entry.mode >> shift;
+        text.push(if bits & 4 != 0 { 'r' } else { '-' });
+        text.push(if bits & 2 != 0 { 'w' } else { '-' });
+        text.push(if bits & 1 != 0 { 'x' } else { '-' });
+    }
+    text
+}
+
+/// Nanoseconds since the epoch as a date and time, UTC.
+pub(crate) fn time_text(ns: u64) -> String {
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_nanos(ns)).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn temporary_names_stay_beside_the_file_and_short_enough() {
+        let end = format!(".put-{}", std::process::id());
+        assert_eq!(temporary_name("/a/b"), format!("/a/.b{end}"));
+        assert_eq!(temporary_name("b"), format!("/.b{end}"));
+        let long = temporary_name(&format!("/d/{}", "ä".repeat(127)));
+        assert!(long.len() <= "/d/".len() + 255, "{long}");
+    }
+}
