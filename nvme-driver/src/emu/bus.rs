@@ -60,9 +60,10 @@ impl<'a> Bus<'a> {
         self.decode(addr, 1).0.map_or(Place::Host, |w| w.place)
     }
 
-    /// Whether any of `len` bytes at `addr` is in a place other than the first byte's.
-    pub(super) fn is_one_place(&self, addr: u64, len: usize) -> bool {
-        self.decode(addr, len).2 == len
+    /// How many of `len` bytes at `addr` are in the same place as the first.
+    #[inline]
+    pub(super) fn len_in_place(&self, addr: u64, len: usize) -> usize {
+        self.decode(addr, len).2
     }
 
     #[inline]

@@ -15,6 +15,9 @@ use super::config::EmuError;
 use super::media::Media;
 use crate::mem::Mapping;
 
+/// Longest range whose old bytes are kept: the largest transfer.
+const MOST_KEPT: u64 = 2 << 20;
+
 /// What becomes of writes that were not flushed when the power goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PowerCut {
@@ -83,8 +86,9 @@ impl Cache {
         len: u64,
         durable: bool,
     ) -> io::Result<()> {
-        // What does not fit is written through: a cache may do that at any time.
-        let fits = usize::try_from(len).is_ok_and(|n| n <= self.arena.len() / 2);
+        // What does not fit is written through: a cache may do that at any time. So the work per command is bounded.
+        let most = MOST_KEPT.min(self.arena.len() as u64 / 2);
+        let fits = len <= most;
         if durable || !self.enabled || !fits {
             if !self.writes.is_empty() {
                 self.writes.push_back(Unflushed { offset, len, before: None });

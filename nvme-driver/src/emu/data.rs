@@ -1,5 +1,5 @@
 //! Where a command's data is: PRP entries and lists turned into segments (Base Specification, "Physical Region Page
-//! Entry and List").
+//! Entry and List"). SGLs are in `sgl`.
 //!
 //! Lists are memory that the host may be changing: each is copied once and the copy checked. The work is bounded by the
 //! transfer length, which MDTS bounds.
@@ -43,11 +43,13 @@ pub(super) struct Pointers {
     chunk: Box<[u8; CHUNK * 8]>,
     page: u64,
     usage: CmbUse,
+    /// SGLs are offered.
+    sgls: bool,
 }
 
 impl Pointers {
-    pub(super) fn new(usage: CmbUse) -> Self {
-        Self { segments: Vec::with_capacity(64), chunk: Box::new([0; CHUNK * 8]), page: 4096, usage }
+    pub(super) fn new(usage: CmbUse, sgls: bool) -> Self {
+        Self { segments: Vec::with_capacity(64), chunk: Box::new([0; CHUNK * 8]), page: 4096, usage, sgls }
     }
 
     /// Takes over CC.MPS.
@@ -67,24 +69,31 @@ impl Pointers {
         if len == 0 {
             return Ok(());
         }
-        if cmd.psdt() != 0 {
-            return Err(Status::INVALID_FIELD);
+        match cmd.psdt() {
+            0 => self.walk_prps(bus, cmd.prp1, cmd.prp2, len)?,
+            1 | 2 if self.sgls => self.walk_sgl(bus, cmd, len)?,
+            _ => return Err(Status::INVALID_FIELD),
         }
-        self.walk_prps(bus, cmd.prp1, cmd.prp2, len)?;
         self.check_places(bus, direction)
     }
 
-    /// Data may lie in the CMB only as CMBSZ and CMBLOC say.
-    fn check_places(&self, bus: &Bus<'_>, direction: Direction) -> Result<(), Status> {
+    /// Data may lie in the CMB only as CMBSZ and CMBLOC say. Afterwards each segment is in one place.
+    fn check_places(&mut self, bus: &Bus<'_>, direction: Direction) -> Result<(), Status> {
         let (mut own, mut other) = (false, false);
-        for s in &self.segments {
+        let mut i = 0;
+        while i < self.segments.len() {
+            let s = self.segments[i];
+            let len = bus.len_in_place(s.addr, s.len);
+            if len < s.len {
+                self.segments[i].len = len;
+                let after = Segment { addr: s.addr.wrapping_add(len as u64), len: s.len - len };
+                self.segments.insert(i + 1, after);
+            }
             match bus.place(s.addr) {
                 Place::Cmb => own = true,
                 Place::Host | Place::Pmr => other = true,
             }
-            if !bus.is_one_place(s.addr, s.len) {
-                (own, other) = (true, true);
-            }
+            i += 1;
         }
         let allowed = match direction {
             Direction::In => self.usage.rds,
@@ -96,7 +105,13 @@ impl Pointers {
         Ok(())
     }
 
-    fn push(&mut self, addr: u64, len: usize) {
+    /// Whether PRP lists and SGL segments may lie in the CMB.
+    pub(super) fn lists_in_cmb(&self) -> bool {
+        self.usage.lists
+    }
+
+    /// Adds a piece, to the last segment if it continues it.
+    pub(super) fn push(&mut self, addr: u64, len: usize) {
         if let Some(last) = self.segments.last_mut()
             && last.addr.checked_add(last.len as u64) == Some(addr)
         {

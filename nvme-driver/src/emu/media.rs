@@ -69,7 +69,7 @@ impl Media {
     /// Makes `len` bytes at `offset` read as zeros.
     pub(super) fn zero(&mut self, offset: u64, len: u64) -> io::Result<()> {
         match self {
-            Self::Ram(m) => m.zero(place(offset)?, place(len)?).map_err(io::Error::other),
+            Self::Ram(m) => m.discard(place(offset)?, place(len)?).map_err(io::Error::other),
             Self::File(f) => f.zero(offset, len),
             Self::Null => Ok(()),
         }

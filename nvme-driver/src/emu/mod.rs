@@ -12,7 +12,7 @@
 //! * [`PowerCut`]: what becomes of unflushed writes
 //!
 //! Inside: `state` holds everything and resets it; `registers`, `doorbell`, `pci_config` and `msix` are what the host
-//! sees; `step` fetches, dispatches and completes; `data` finds a command's data and `bus` moves it; `admin` and `io` are
+//! sees; `step` fetches, dispatches and completes; `data` and `sgl` find a command's data and `bus` moves it; `admin` and `io` are
 //! the command sets; `held` is what faults do to commands; `namespace`, `cache`, `media` and `file` are the drive.
 mod admin;
 mod bus;
@@ -34,6 +34,7 @@ mod namespace;
 mod pci_config;
 mod queue;
 mod registers;
+mod sgl;
 mod state;
 mod step;
 mod thread;

@@ -12,7 +12,7 @@ use crate::mem::Mapping;
 #[derive(Debug)]
 pub(super) struct Namespace {
     pub(super) media: Media,
-    /// Capacity in bytes, a multiple of the largest block size that it can be formatted with.
+    /// Capacity in bytes; what is not a whole block at its end is not used.
     pub(super) bytes: u64,
     /// Blocks are `1 << block_shift` bytes.
     pub(super) block_shift: u32,

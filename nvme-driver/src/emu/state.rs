@@ -129,7 +129,7 @@ impl State {
             turn: 0,
             completions_waiting: 0,
             to_signal: Vec::with_capacity(queues),
-            pointers: Pointers::new(cmb_use),
+            pointers: Pointers::new(cmb_use, config.sgls),
             admin: Admin::new(&fixed),
             namespace,
             counters: Counters::default(),

@@ -200,6 +200,26 @@ impl Mapping {
         Ok(())
     }
 
+    /// Sets `len` bytes from `offset` to zero, giving whole pages of private memory back to the system: quick where
+    /// there is nothing to give back.
+    pub fn discard(&self, offset: usize, len: usize) -> Result<(), OutOfRange> {
+        self.check(offset, len, true)?;
+        let end = offset + len;
+        let (first, last) = (offset.next_multiple_of(super::PAGE), end - end % super::PAGE);
+        // Shared memory is not ours alone to give back.
+        if self.fd.is_some() || first >= last {
+            return self.zero(offset, len);
+        }
+        let pages = self.ptr.as_ptr().wrapping_add(first).cast();
+        // SAFETY: whole pages inside a private anonymous mapping of ours; nobody holds references into it, and racing
+        // copies see old bytes or zeros.
+        if unsafe { madvise(pages, last - first, Advice::LinuxDontNeed) }.is_err() {
+            return self.zero(offset, len);
+        }
+        self.zero(offset, first - offset)?;
+        self.zero(last, end - last)
+    }
+
     /// Copies `len` bytes between two mappings (or within one, if the ranges do not overlap).
     pub fn copy_to(&self, offset: usize, to: &Self, to_offset: usize, len: usize) -> Result<(), OutOfRange> {
         let src = self.check(offset, len, false)?;

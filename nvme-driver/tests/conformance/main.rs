@@ -15,3 +15,7 @@
 mod host;
 #[cfg(test)]
 mod io;
+#[cfg(test)]
+mod queues;
+#[cfg(test)]
+mod registers;

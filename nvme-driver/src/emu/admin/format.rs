@@ -16,6 +16,9 @@ impl State {
         if with_metadata {
             return Err(Status::INVALID_FORMAT);
         }
+        if self.namespace.bytes >> shift == 0 {
+            return Err(Status::INVALID_FORMAT);
+        }
         // Cryptographic erase is not supported.
         if erase > 1 {
             return Err(Status::INVALID_FIELD);

@@ -100,7 +100,8 @@ impl State {
         id.fna = 1;
         // Present; and flush takes the broadcast namespace identifier.
         id.vwc = u8::from(self.fixed.volatile_cache) | 0b11 << 1;
-        id.sgls = u32::from(self.fixed.sgls);
+        // Any alignment; longer than the data is allowed.
+        id.sgls = if self.fixed.sgls { 1 | 1 << 18 } else { 0 };
         let nqn = format!("nqn.2014-08.org.nvmexpress:uuid:{}", self.uuid());
         id.subnqn[..nqn.len()].copy_from_slice(nqn.as_bytes());
         // One power state, 25 W.
@@ -126,8 +127,7 @@ impl State {
             }
             // An inactive namespace reads as zeros.
             1 => return Ok([0; 4096]),
-            // What all namespaces have in common; only with namespace management is it required, but it costs nothing.
-            0xffff_ffff => {}
+            // The broadcast value is for controllers with namespace management.
             _ => return Err(Status::INVALID_NAMESPACE),
         }
         id.nlbaf = (FORMATS.len() - 1) as u8;

@@ -34,7 +34,10 @@ impl State {
     /// A queue may lie in the CMB only where CMBSZ says so, and then as a whole.
     fn queue_place(&self, bus: &Bus<'_>, cmd: &Command, bytes: usize, in_cmb: bool) -> Result<(), Status> {
         let place = bus.place(cmd.prp1);
-        if (place == Place::Cmb && !in_cmb) || place == Place::Pmr || !bus.is_one_place(cmd.prp1, bytes) {
+        if (place == Place::Cmb && !in_cmb)
+            || place == Place::Pmr
+            || bus.len_in_place(cmd.prp1, bytes) < bytes
+        {
             return Err(Status::INVALID_USE_OF_CMB);
         }
         Ok(())
