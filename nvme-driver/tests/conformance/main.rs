@@ -12,9 +12,13 @@
 //! * `host`: the raw host they share
 
 #[cfg(test)]
+mod admin;
+#[cfg(test)]
 mod host;
 #[cfg(test)]
 mod io;
+#[cfg(test)]
+mod pointers;
 #[cfg(test)]
 mod queues;
 #[cfg(test)]
