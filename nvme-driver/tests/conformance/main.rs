@@ -9,16 +9,26 @@
 //! * `pointers`: PRPs
 //! * `cmb`: Controller Memory Buffer and Persistent Memory Region
 //! * `pci`: config space and interrupts
+//! * `faults`: injected faults
+//! * `power`: the volatile write cache and power cuts
 //! * `host`: the raw host they share
 
 #[cfg(test)]
 mod admin;
 #[cfg(test)]
+mod cmb;
+#[cfg(test)]
+mod faults;
+#[cfg(test)]
 mod host;
 #[cfg(test)]
 mod io;
 #[cfg(test)]
+mod pci;
+#[cfg(test)]
 mod pointers;
+#[cfg(test)]
+mod power;
 #[cfg(test)]
 mod queues;
 #[cfg(test)]
