@@ -8,8 +8,8 @@ pub(super) const HEADER: usize = 16;
 pub const MAX_DATA: usize = 1 << 20;
 /// Longest message accepted: the data and the fixed fields before it.
 pub(super) const MAX_MESSAGE: usize = HEADER + 64 + MAX_DATA;
-/// Most descriptors in one message that we accept and announce (`max_msg_fds`).
-pub const MAX_FDS: usize = 32;
+/// Most descriptors in one message that we accept and announce (`max_msg_fds`). QEMU takes a server that announces more for broken.
+pub const MAX_FDS: usize = 16;
 
 /// Commands (spec, "Commands").
 pub mod command {

@@ -96,7 +96,8 @@ impl Regions {
         reply.put_u32((INFO + caps) as u32);
         reply.put_u32(flags);
         reply.put_u32(index);
-        reply.put_u32(if caps > 0 && fits { INFO as u32 } else { 0 });
+        // Also when they do not fit: QEMU takes "has capabilities" with an offset of 0 for an error.
+        reply.put_u32(if caps > 0 { INFO as u32 } else { 0 });
         reply.put_u64(size);
         reply.put_u64(file_offset);
         if caps > 0 && fits {
