@@ -10,10 +10,26 @@
 //! The code that clients run:
 //! * [`reader`]: the seqlock read
 //! * [`writer`]: write sections and borrows
+//!
+//! The server's side:
+//! * [`windows`]: residency, holds, moves, revocation, quarantine, write-back
+//! * [`backing`]: what windows need of the layer that knows the drive
+//! * [`peer`]: other devices that DMA to windows
+//! * [`policy`]: who leaves when memory is short
+//! * [`counters`]: which path every transfer took, and why
+//! * [`refusal`]: refusing placements on purpose
+pub mod backing;
 pub mod control;
+pub mod counters;
+mod host;
 pub mod layout;
+mod pages;
+pub mod peer;
+pub mod policy;
 pub mod protocol;
 pub mod reader;
+pub mod refusal;
 pub mod region;
 mod seals;
+pub mod windows;
 pub mod writer;

@@ -1,0 +1,218 @@
+//! Who leaves when memory is short: S3-FIFO (Yang et al., SOSP 2023) over windows of any size.
+//!
+//! New windows wait in a small queue, a tenth of the capacity; only those used again there move on to the main queue. So a scan
+//! passes through the small queue and never empties the main one. A ghost queue remembers what the small queue threw
+//! out: what comes back soon goes straight to the main queue.
+
+use std::collections::{HashMap, VecDeque};
+
+const MAX_USES: u8 = 3;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Queue {
+    Small,
+    Main,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    queue: Queue,
+    bytes: u64,
+    uses: u8,
+    /// Tells this entry's place in a queue from an older one of the same key.
+    ticket: u64,
+}
+
+/// Names a window across its stays in memory.
+pub type Key = (u64, u64);
+
+/// S3-FIFO by bytes. All operations take constant time on average.
+#[derive(Debug)]
+pub struct S3Fifo {
+    entries: HashMap<Key, Entry>,
+    small: VecDeque<(Key, u64)>,
+    main: VecDeque<(Key, u64)>,
+    small_bytes: u64,
+    main_bytes: u64,
+    small_target: u64,
+    ghosts: HashMap<Key, u64>,
+    ghost_queue: VecDeque<(Key, u64)>,
+    ghost_limit: usize,
+    next_ticket: u64,
+}
+
+impl S3Fifo {
+    /// For a memory of `capacity` bytes, remembering `ghosts` windows that left.
+    pub fn new(capacity: u64, ghosts: usize) -> Self {
+        Self {
+            entries: HashMap::new(),
+            small: VecDeque::new(),
+            main: VecDeque::new(),
+            small_bytes: 0,
+            main_bytes: 0,
+            small_target: capacity / 10,
+            ghosts: HashMap::new(),
+            ghost_queue: VecDeque::new(),
+            ghost_limit: ghosts,
+            next_ticket: 0,
+        }
+    }
+
+    /// A window came in.
+    pub fn insert(&mut self, key: Key, bytes: u64) {
+        if self.entries.contains_key(&key) {
+            return self.touch(key);
+        }
+        let queue = if self.ghosts.remove(&key).is_some() { Queue::Main } else { Queue::Small };
+        let ticket = self.push(key, queue, bytes);
+        self.entries.insert(key, Entry { queue, bytes, uses: 0, ticket });
+    }
+
+    /// It was used again.
+    pub fn touch(&mut self, key: Key) {
+        if let Some(e) = self.entries.get_mut(&key) {
+            e.uses = (e.uses + 1).min(MAX_USES);
+        }
+    }
+
+    /// It left for a reason other than [`victim`](Self::victim).
+    pub fn remove(&mut self, key: Key) {
+        // Its place in the queue is found stale when it reaches the front.
+        if let Some(e) = self.entries.remove(&key) {
+            *self.bytes_of(e.queue) -= e.bytes;
+        }
+        self.compact();
+    }
+
+    /// Windows that are in.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether none is in.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Chooses who leaves, among those that `may_leave`, and takes it out. Looks at each window at most a few times.
+    pub fn victim(&mut self, mut may_leave: impl FnMut(Key) -> bool) -> Option<Key> {
+        let mut patience = 2 + self.entries.len() * (usize::from(MAX_USES) + 1);
+        while patience > 0 {
+            patience -= 1;
+            let from_small =
+                !self.small.is_empty() && (self.small_bytes > self.small_target || self.main.is_empty());
+            let queue = if from_small { Queue::Small } else { Queue::Main };
+            let popped = if from_small { self.small.pop_front() } else { self.main.pop_front() };
+            let (key, ticket) = popped?;
+            let Some(e) = self.entries.get(&key).copied().filter(|e| e.ticket == ticket) else { continue };
+            let leaves = e.uses == 0 && may_leave(key);
+            if leaves {
+                *self.bytes_of(queue) -= e.bytes;
+                self.entries.remove(&key);
+                if queue == Queue::Small {
+                    self.remember(key);
+                }
+                return Some(key);
+            }
+            *self.bytes_of(queue) -= e.bytes;
+            // Used in the small queue: on to the main one. Used in the main queue, or pinned: another round.
+            let (to, uses) = match (queue, e.uses) {
+                (Queue::Small, 0) => (Queue::Small, 0),
+                (Queue::Small, _) => (Queue::Main, 0),
+                (Queue::Main, u) => (Queue::Main, u.saturating_sub(1)),
+            };
+            let ticket = self.push(key, to, e.bytes);
+            self.entries.insert(key, Entry { queue: to, bytes: e.bytes, uses, ticket });
+        }
+        None
+    }
+
+    fn bytes_of(&mut self, queue: Queue) -> &mut u64 {
+        match queue {
+            Queue::Small => &mut self.small_bytes,
+            Queue::Main => &mut self.main_bytes,
+        }
+    }
+
+    fn push(&mut self, key: Key, queue: Queue, bytes: u64) -> u64 {
+        self.next_ticket += 1;
+        *self.bytes_of(queue) += bytes;
+        let list = if queue == Queue::Small { &mut self.small } else { &mut self.main };
+        list.push_back((key, self.next_ticket));
+        self.next_ticket
+    }
+
+    fn remember(&mut self, key: Key) {
+        self.next_ticket += 1;
+        self.ghosts.insert(key, self.next_ticket);
+        self.ghost_queue.push_back((key, self.next_ticket));
+        while self.ghost_queue.len() > self.ghost_limit {
+            if let Some((old, ticket)) = self.ghost_queue.pop_front()
+                && self.ghosts.get(&old) == Some(&ticket)
+            {
+                self.ghosts.remove(&old);
+            }
+        }
+    }
+
+    /// Stale places must not outnumber the entries for ever.
+    fn compact(&mut self) {
+        if self.small.len() + self.main.len() > 2 * self.entries.len() + 64 {
+            let entries = &self.entries;
+            let live = |(k, t): &(Key, u64)| entries.get(k).is_some_and(|e| e.ticket == *t);
+            self.small.retain(live);
+            self.main.retain(live);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fraction of accesses that hit, for a cache of `capacity` windows of one byte.
+    fn hits(capacity: u64, trace: impl Iterator<Item = u64>) -> f64 {
+        let mut s = S3Fifo::new(capacity, capacity as usize);
+        let (mut hit, mut all) = (0u32, 0u32);
+        for k in trace {
+            all += 1;
+            if s.entries.contains_key(&(0, k)) {
+                hit += 1;
+                s.touch((0, k));
+            } else {
+                while s.len() as u64 >= capacity {
+                    s.victim(|_| true).unwrap();
+                }
+                s.insert((0, k), 1);
+            }
+        }
+        f64::from(hit) / f64::from(all)
+    }
+
+    #[test]
+    fn a_scan_does_not_drive_out_what_is_used() {
+        // 50 hot windows used all the time, and a scan through the rest, in a memory of 100: plain LRU keeps the hot ones only
+        // while the scan between two of their uses is short.
+        let trace = (0..200_000u64).map(|i| if i % 5 == 0 { i / 5 % 50 } else { 1000 + i });
+        let rate = hits(100, trace);
+        assert!(rate > 0.15, "{rate}");
+    }
+
+    #[test]
+    fn the_pinned_stay_and_the_bookkeeping_balances() {
+        let mut s = S3Fifo::new(10, 10);
+        for k in 0..10 {
+            s.insert((0, k), 1);
+        }
+        assert_eq!(s.victim(|_| false), None);
+        assert_eq!(s.len(), 10);
+        assert_eq!(s.victim(|k| k.1 == 7), Some((0, 7)));
+        for k in 0..1000 {
+            s.insert((1, k), 1);
+            s.remove((1, k));
+        }
+        assert!(s.small.len() + s.main.len() < 200);
+        while s.victim(|_| true).is_some() {}
+        assert_eq!((s.len(), s.small_bytes, s.main_bytes), (0, 0, 0));
+    }
+}

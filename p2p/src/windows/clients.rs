@@ -1,0 +1,220 @@
+//! Clients: their regions, what they hold, and their death.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Windows, WindowsError};
+use crate::backing::Backing;
+use crate::control::{ClientRegion, WindowHandle};
+use crate::layout::{Home, SECTION_SLOTS, SectionKind, SectionState, SectionWord};
+use crate::protocol::{Native, harvest};
+
+/// An attached client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClientId(pub u32);
+
+/// One client's hold on a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hold {
+    /// The window's handle.
+    pub handle: WindowHandle,
+    /// Where the window begins in its object, in bytes.
+    pub offset: u64,
+    /// For a hold that may write: the first of its dirty words in the client's region.
+    pub dirty_word: Option<u32>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Holder {
+    pub(super) client: u32,
+    pub(super) dirty_word: Option<u32>,
+    /// How often the client holds it.
+    pub(super) count: u32,
+}
+
+#[derive(Debug)]
+pub(super) struct Client {
+    pub(super) region: ClientRegion,
+    pub(super) holds: BTreeSet<u32>,
+    /// First dirty word that was never handed out.
+    next_word: u32,
+    /// Runs of dirty words that came back, by length.
+    free_words: BTreeMap<u32, Vec<u32>>,
+    /// Revoked as a whole: may hold nothing any more.
+    pub(super) barred: bool,
+}
+
+impl Windows {
+    /// Attaches a client. Its region goes to it, writable; the server trusts no word of it.
+    pub fn attach(&mut self) -> Result<(ClientId, ClientRegion), WindowsError> {
+        let region = ClientRegion::create(self.dirty_words)?;
+        let id = self.next_client;
+        self.next_client += 1;
+        self.clients.insert(
+            id,
+            Client {
+                region: region.clone(),
+                holds: BTreeSet::new(),
+                next_word: 0,
+                free_words: BTreeMap::new(),
+                barred: false,
+            },
+        );
+        Ok((ClientId(id), region))
+    }
+
+    /// Clients that are attached.
+    pub fn clients(&self) -> impl Iterator<Item = (ClientId, usize)> + '_ {
+        self.clients.iter().map(|(id, c)| (ClientId(*id), c.holds.len()))
+    }
+
+    /// Has a client hold the window over `offset` of an object. A window is held as often as it is released.
+    pub fn hold(
+        &mut self,
+        client: ClientId,
+        object: u64,
+        offset: u64,
+        write: bool,
+    ) -> Result<Hold, WindowsError> {
+        match self.clients.get(&client.0) {
+            Some(c) if !c.barred => {}
+            _ => return Err(WindowsError::UnknownClient(client.0)),
+        }
+        let index = self.slot_for(object, offset)?;
+        let Some(w) = self.windows.get_mut(index as usize).and_then(Option::as_deref_mut) else {
+            return Err(WindowsError::UnknownWindow(index));
+        };
+        let Some(c) = self.clients.get_mut(&client.0) else {
+            return Err(WindowsError::UnknownClient(client.0));
+        };
+        let at = w.holders.iter().position(|h| h.client == client.0);
+        let mut dirty_word = at.and_then(|at| w.holders[at].dirty_word);
+        if write && dirty_word.is_none() {
+            let words = w.dirty.words() as u32;
+            let Some(first) = c.take_words(words) else {
+                self.forget_if_idle(index);
+                return Err(WindowsError::TooManyDirtyPages(client.0));
+            };
+            dirty_word = Some(first);
+        }
+        match at {
+            Some(at) => {
+                w.holders[at].count += 1;
+                w.holders[at].dirty_word = dirty_word;
+            }
+            None => w.holders.push(Holder { client: client.0, dirty_word, count: 1 }),
+        }
+        c.holds.insert(index);
+        let handle = WindowHandle { index, incarnation: w.incarnation, len: w.len as u64 };
+        Ok(Hold { handle, offset: w.offset, dirty_word: if write { dirty_word } else { None } })
+    }
+
+    /// Takes one hold back. With the last one the client's dirty bits are harvested.
+    pub fn release(&mut self, client: ClientId, index: u32) -> Result<(), WindowsError> {
+        let holder = self
+            .known(index)?
+            .holders
+            .iter_mut()
+            .find(|h| h.client == client.0)
+            .ok_or(WindowsError::UnknownWindow(index))?;
+        holder.count -= 1;
+        if holder.count > 0 {
+            return Ok(());
+        }
+        self.drop_hold(client.0, index);
+        self.forget_if_idle(index);
+        Ok(())
+    }
+
+    /// The client is gone: its process has ended (its pidfd says so), so it makes no more stores. Sections it died in count
+    /// as having changed their whole window; pages that waited for it come back.
+    pub fn client_died(&mut self, client: ClientId, backing: &mut dyn Backing, now: u64) {
+        let Some(c) = self.clients.get(&client.0) else { return };
+        for slot in 0..SECTION_SLOTS {
+            let word = SectionWord::from_word(c.region.slot(slot).0.load(std::sync::atomic::Ordering::Acquire));
+            // What the word says is hostile: only windows that this client holds for writing can have been written.
+            let open = matches!(word.state(), SectionState::Active | SectionState::Fenced)
+                && word.kind() == SectionKind::Write;
+            if open
+                && let Some(w) = self.windows.get_mut(word.window() as usize).and_then(Option::as_deref_mut)
+                && w.holders.iter().any(|h| h.client == client.0 && h.dirty_word.is_some())
+            {
+                // A fenced section's late stores went to a place that is none any more; an active one's are in the window.
+                if word.state() == SectionState::Active && w.home != Home::None {
+                    w.dirty.add_all();
+                }
+                if let Some(m) = w.moving.as_mut() {
+                    m.changed.add_all();
+                }
+            }
+        }
+        let holds: Vec<u32> = c.holds.iter().copied().collect();
+        for index in &holds {
+            self.drop_hold(client.0, *index);
+        }
+        self.clients.remove(&client.0);
+        for out in &mut self.out {
+            out.claims.retain(|claim| !claim.is_client(client.0));
+        }
+        for index in self.moving.clone() {
+            if let Some(m) = self.window_mut(index).and_then(|w| w.moving.as_mut()) {
+                m.forget_client(client.0);
+            }
+            self.step_move(index, backing, now);
+        }
+        self.reclaim(now);
+        for index in holds {
+            self.forget_if_idle(index);
+        }
+    }
+
+    pub(super) fn drop_hold(&mut self, client: u32, index: u32) {
+        self.harvest(index);
+        let Some(w) = self.window_mut(index) else { return };
+        let words = w.dirty.words() as u32;
+        let Some(at) = w.holders.iter().position(|h| h.client == client) else { return };
+        let holder = w.holders.swap_remove(at);
+        if let Some(c) = self.clients.get_mut(&client) {
+            c.holds.remove(&index);
+            if let Some(first) = holder.dirty_word {
+                c.give_words(first, words);
+            }
+        }
+    }
+
+    /// Takes the dirty bits of a window from all who hold it for writing. They count for the window, and for a move of it.
+    pub(super) fn harvest(&mut self, index: u32) {
+        let Some(w) = self.windows.get_mut(index as usize).and_then(Option::as_deref_mut) else { return };
+        for holder in &w.holders {
+            let (Some(first), Some(c)) = (holder.dirty_word, self.clients.get(&holder.client)) else { continue };
+            for word in 0..w.dirty.words() {
+                let Some(shared) = c.region.dirty(first + word as u32) else { continue };
+                let bits = harvest::<Native>(shared);
+                if bits != 0 {
+                    w.dirty.add_word(word, bits);
+                    if let Some(m) = w.moving.as_mut() {
+                        m.changed.add_word(word, bits);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Client {
+    fn take_words(&mut self, words: u32) -> Option<u32> {
+        if let Some(first) = self.free_words.get_mut(&words).and_then(Vec::pop) {
+            return Some(first);
+        }
+        let end = self.next_word.checked_add(words)?;
+        if end > self.region.dirty_words() {
+            return None;
+        }
+        let first = self.next_word;
+        self.next_word = end;
+        Some(first)
+    }
+
+    fn give_words(&mut self, first: u32, words: u32) {
+        self.free_words.entry(words).or_default().push(first);
+    }
+}

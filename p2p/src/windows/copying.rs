@@ -1,0 +1,106 @@
+//! Bytes from one home to another, through a small buffer: the host cache is never mapped here.
+
+use std::ops::Range;
+
+use super::{Windows, WindowsError};
+use crate::backing::Backing;
+use crate::counters::{Path, Reason};
+use crate::layout::{Home, Place};
+
+/// Pages per copy through the buffer: fits the processor's cache.
+const CHUNK: usize = 16;
+
+impl Windows {
+    /// Copies pages of a window from its place to `dest` at home `to`. The window may be in use.
+    pub(super) fn copy_pages(
+        &mut self,
+        index: u32,
+        to: Home,
+        dest: u64,
+        pages: Range<usize>,
+        backing: &mut dyn Backing,
+    ) -> Result<(), WindowsError> {
+        let w = self.window(index).ok_or(WindowsError::UnknownWindow(index))?;
+        let (object, offset, home, at) = (w.object, w.offset, w.home, w.at);
+        // Reading a CMB across a bus is slow: what the drive has as well is read from the drive.
+        let slow = home == Home::Cmb && self.cmb.as_ref().is_some_and(|c| c.memory.is_device_memory);
+        let mut bounce = std::mem::take(&mut self.bounce);
+        let mut page = pages.start;
+        let mut result = Ok(());
+        while page < pages.end && result.is_ok() {
+            let n = CHUNK.min(pages.end - page);
+            bounce.resize(n * 4096, 0);
+            let (from, clean) = (page * 4096, slow && self.clean(index, page..page + n));
+            result = if clean {
+                backing.read_to_host(object, offset + from as u64, &mut bounce).map_err(Into::into)
+            } else {
+                let place = Place::new(home, at, 0).unwrap_or(Place::NONE);
+                self.read_place(object, place, from, &mut bounce)
+            };
+            if result.is_ok() {
+                result = self.write_place(object, to, dest, from, &bounce);
+            }
+            page += n;
+        }
+        self.bounce = bounce;
+        let path = if to == Home::Cmb { Path::Cmb } else { Path::HostCache };
+        self.counters.add(path, Reason::Revoked, (page - pages.start) * 4096);
+        result
+    }
+
+    fn clean(&self, index: u32, mut pages: Range<usize>) -> bool {
+        self.window(index).is_some_and(|w| {
+            !pages.any(|p| w.dirty.contains(p) || w.moving.as_ref().is_some_and(|m| m.changed.contains(p)))
+        })
+    }
+
+    /// The last copy: what changed since the first.
+    pub(super) fn copy_changed(
+        &mut self,
+        index: u32,
+        to: Home,
+        dest: u64,
+        backing: &mut dyn Backing,
+    ) -> Result<(), WindowsError> {
+        let mut from = 0;
+        loop {
+            let moving = self.window(index).and_then(|w| w.moving.as_ref());
+            let Some(run) = moving.and_then(|m| m.changed.next_run(from)) else { return Ok(()) };
+            from = run.end;
+            self.copy_pages(index, to, dest, run, backing)?;
+        }
+    }
+
+    pub(super) fn read_place(
+        &self,
+        object: u64,
+        place: Place,
+        from: usize,
+        into: &mut [u8],
+    ) -> Result<(), WindowsError> {
+        match (place.home(), self.cmb.as_ref()) {
+            (Home::Cmb, Some(cmb)) => Ok(cmb.region.read(place.offset() as usize + from, into)?),
+            (Home::Host, _) => {
+                let host = self.objects.get(&object).and_then(|o| o.host.as_ref());
+                let host = host.ok_or(WindowsError::UnknownObject(object))?;
+                Ok(host.read(place.offset() + from as u64, into)?)
+            }
+            _ => Err(WindowsError::UnknownObject(object)),
+        }
+    }
+
+    pub(super) fn write_place(
+        &mut self,
+        object: u64,
+        home: Home,
+        at: u64,
+        from: usize,
+        bytes: &[u8],
+    ) -> Result<(), WindowsError> {
+        match (home, self.cmb.as_ref()) {
+            (Home::Cmb, Some(cmb)) => Ok(cmb.region.write(at as usize + from, bytes)?),
+            (Home::Host, _) => Ok(self.host_file(object)?.write(at + from as u64, bytes)?),
+            _ => Err(WindowsError::UnknownObject(object)),
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Making room when memory is full, and going back to the CMB when there is room.
+
+use super::Windows;
+use super::moves::Request;
+use super::object::Placement;
+use super::reclaim::PagesOut;
+use crate::backing::Backing;
+use crate::counters::Reason;
+use crate::layout::Home;
+
+/// Windows that one request pushes out at most: more would keep the requester waiting for others' sake.
+const VICTIMS: usize = 16;
+/// Windows remembered as candidates for the CMB.
+const WANTED: usize = 1024;
+
+impl Windows {
+    /// Makes room in the CMB for a window, as far as that goes at once. What has to wait for writers leaves later.
+    pub(super) fn make_room(&mut self, index: u32, backing: &mut dyn Backing, now: u64) {
+        let Some(len) = self.window(index).map(|w| w.len) else { return };
+        for _ in 0..VICTIMS {
+            let Some(cmb) = self.cmb.as_mut() else { return };
+            if cmb.pool.largest_free() >= len {
+                return;
+            }
+            let (objects, windows) = (&self.objects, &self.windows);
+            let victim = cmb.policy.victim(|key| leaves(objects, windows, key));
+            let Some(victim) = victim.and_then(|key| self.slots_in(key.0, &(key.1..key.1 + 1)).first().copied()) else {
+                return;
+            };
+            self.counters.evicted += 1;
+            self.request_eviction(victim, Home::Host, backing, now);
+        }
+    }
+
+    /// Makes room in the host cache for a window.
+    pub(super) fn make_host_room(&mut self, index: u32, backing: &mut dyn Backing, now: u64) {
+        let Some(len) = self.window(index).map(|w| w.len as u64) else { return };
+        for _ in 0..VICTIMS {
+            if self.host_bytes + len <= self.host_limit {
+                return;
+            }
+            let (objects, windows) = (&self.objects, &self.windows);
+            let victim = self.host_policy.victim(|key| leaves(objects, windows, key));
+            let Some(victim) = victim.and_then(|key| self.slots_in(key.0, &(key.1..key.1 + 1)).first().copied()) else {
+                return;
+            };
+            self.request_eviction(victim, Home::None, backing, now);
+        }
+    }
+
+    fn request_eviction(&mut self, victim: u32, to: Home, backing: &mut dyn Backing, now: u64) {
+        let request = Request { to, reason: Reason::Evicted, discard: false, tickets: Vec::new() };
+        self.request(victim, request, backing, now);
+    }
+
+    /// A window that has left its home is forgotten by that home's policy and known to the other's.
+    pub(super) fn left(&mut self, old: &PagesOut, to: Home, index: u32) {
+        let Some(w) = self.window(index) else { return };
+        let (key, len) = (w.key(), w.len as u64);
+        match (old.home, self.cmb.as_mut()) {
+            (Home::Cmb, Some(cmb)) => cmb.policy.remove(key),
+            (Home::Host, _) => self.host_policy.remove(key),
+            _ => {}
+        }
+        match (to, self.cmb.as_mut()) {
+            (Home::Cmb, Some(cmb)) => cmb.policy.insert(key, len),
+            (Home::Host, _) => self.host_policy.insert(key, len),
+            _ => {}
+        }
+    }
+
+    /// A window in the host cache was used: it would like to be in the CMB.
+    pub(super) fn want_cmb(&mut self, index: u32) {
+        if self.cmb.is_some() && self.wanted.len() < WANTED && self.wanted.back() != Some(&index) {
+            self.wanted.push_back(index);
+        }
+    }
+
+    /// Leaves the CMB now, because its place there is no place any more.
+    pub(super) fn evacuate(&mut self, index: u32, backing: &mut dyn Backing, now: u64) {
+        let request = Request { to: Home::Host, reason: Reason::Revoked, discard: false, tickets: Vec::new() };
+        self.request(index, request, backing, now);
+    }
+
+    /// Moves a window from the host cache to the CMB if it may go there and there is room. Pushes nobody out.
+    pub fn promote(&mut self, index: u32, backing: &mut dyn Backing, now: u64) {
+        let may = self.window(index).is_some_and(|w| w.home == Home::Host && w.moving.is_none())
+            && self.placement_of(index) == Some(Placement::Auto)
+            && !self.is_quarantined(index);
+        let room = self.window(index).map_or(usize::MAX, |w| w.len);
+        if may && self.cmb.as_ref().is_some_and(|c| c.pool.largest_free() >= room) {
+            let request = Request { to: Home::Cmb, reason: Reason::Policy, discard: false, tickets: Vec::new() };
+            self.request(index, request, backing, now);
+        }
+    }
+
+    /// Background: one used window per poll goes back to the CMB, if it has settled and an eighth of the CMB is free.
+    pub(super) fn promote_some(&mut self, backing: &mut dyn Backing, now: u64) -> bool {
+        let (free, size) = self.cmb_bytes();
+        if self.wanted.is_empty() || free < size / 8 {
+            return false;
+        }
+        let Some(index) = self.wanted.pop_front() else { return false };
+        let Some(w) = self.window(index) else { return false };
+        if w.home != Home::Host {
+            return false;
+        }
+        if now < w.settled {
+            self.wanted.push_back(index);
+            return false;
+        }
+        self.promote(index, backing, now);
+        true
+    }
+
+}
+
+/// Whether a window can be pushed out: not while it moves, is mapped by a peer, or is bound to the CMB.
+fn leaves(
+    objects: &std::collections::BTreeMap<u64, super::object::Object>,
+    windows: &[Option<Box<super::window::Window>>],
+    key: crate::policy::Key,
+) -> bool {
+    objects.get(&key.0).is_some_and(|o| {
+        let index = o.windows.get(&(key.1 / o.options.window_size as u64));
+        let w = index.and_then(|i| windows.get(*i as usize)).and_then(Option::as_deref);
+        w.is_some_and(|w| w.moving.is_none() && w.peers == 0)
+    })
+}

@@ -1,0 +1,338 @@
+//! The server's side: every window, where its bytes are, who holds it, and how it moves. One owner, never blocks.
+//!
+//! * `object`: what windows are windows of, and their host-cache files
+//! * `window`: one window's state
+//! * `clients`: attach, hold, release, death
+//! * `place`: making a window resident, and the last resort of serving bytes without any placement
+//! * `moves`: the six steps of a move as a state machine
+//! * `copying`: bytes between two homes
+//! * `reclaim`: when old pages are free again, and quarantine
+//! * `revoke`: what to revoke, tickets and reports
+//! * `writeback`: dirty pages to the drive, commit, truncate
+//! * `evict`: making room, and going back to the CMB
+//! * `peers`: windows that other devices reach
+mod clients;
+mod copying;
+mod evict;
+mod moves;
+mod object;
+mod peers;
+mod place;
+mod reclaim;
+mod revoke;
+mod window;
+mod writeback;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nvme_driver::cmb::CmbAllocator;
+use nvme_driver::disk::CmbMemory;
+use nvme_driver::mem::OutOfRange;
+
+use crate::backing::{Backing, BackingError};
+use crate::control::{ControlError, ControlPages};
+use crate::counters::{Counters, Reason};
+use crate::layout::{Home, MIN_WINDOW, Place};
+use crate::policy::S3Fifo;
+use crate::protocol::Guard;
+use crate::refusal::Refusals;
+use crate::region::{Region, RegionKind};
+
+pub use clients::{ClientId, Hold};
+pub use object::{ObjectOptions, Placement};
+pub use peers::{PeerId, PeerMapping, PeerPath, PeerStatus};
+pub use place::{Ensured, Want};
+pub use reclaim::Quarantine;
+pub use revoke::{Progress, Report, Scope, Ticket};
+pub use window::WindowStatus;
+pub use writeback::Committed;
+
+use clients::Client;
+use object::Object;
+use reclaim::PagesOut;
+use revoke::Tickets;
+use window::Window;
+
+/// The server word while no robust mutex is held there: alive, owner unnamed (no thread has this id).
+const ALIVE: u32 = 0x3fff_ffff;
+
+/// How a [`Windows`] is set up.
+#[derive(Debug)]
+pub struct Config {
+    /// Windows that can exist at once (32 bytes of control page each).
+    pub slots: u32,
+    /// Bytes of host cache.
+    pub host_limit: u64,
+    /// How long a move waits for writers, and for borrows before it calls their pages quarantined, in nanoseconds.
+    pub grace: u64,
+    /// A window that moved is left where it is for this long before it goes back to the CMB, in nanoseconds.
+    pub settle: u64,
+    /// Words of dirty bits per client, 64 pages each.
+    pub dirty_words: u32,
+    /// Refusals to inject.
+    pub refusals: Refusals,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            slots: 16 * 1024,
+            host_limit: 1 << 30,
+            grace: 20_000_000,
+            settle: 100_000_000,
+            dirty_words: 64 * 1024,
+            refusals: Refusals::default(),
+        }
+    }
+}
+
+/// Windows could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum WindowsError {
+    /// No such client is attached.
+    #[error("no client {0} is attached")]
+    UnknownClient(u32),
+    /// No such window, or this client does not hold it.
+    #[error("window {0} is not held by that client, or does not exist")]
+    UnknownWindow(u32),
+    /// No such object.
+    #[error("object {0} is not registered")]
+    UnknownObject(u64),
+    /// No such peer.
+    #[error("no peer {0} is registered")]
+    UnknownPeer(u32),
+    /// Window sizes are powers of two from 4 KiB.
+    #[error("{0} bytes is no window size: it must be a power of two, at least 4096 and at most 1 GiB")]
+    BadWindowSize(usize),
+    /// The object is registered with another window size.
+    #[error("object {0} is already registered with windows of {1} bytes")]
+    OtherWindowSize(u64, usize),
+    /// Offsets must be below 1 PiB.
+    #[error("offset {0:#x} is beyond the largest object of 1 PiB")]
+    TooFar(u64),
+    /// All control slots are taken by windows that are held.
+    #[error("all {0} window slots are held; close some mappings or serve with more slots")]
+    TooManyWindows(u32),
+    /// This client's dirty bits are all in use.
+    #[error("client {0} has no room for more dirty bits; close some writable mappings")]
+    TooManyDirtyPages(u32),
+    /// Too many mass revocations were announced before the windows could follow.
+    #[error("mass revocations are announced faster than windows can follow; poll first")]
+    TooManyAnnouncements,
+    /// Shared memory could not be set up.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The host cache failed.
+    #[error("host cache: {0}")]
+    Host(#[from] std::io::Error),
+    /// The drive failed.
+    #[error(transparent)]
+    Backing(#[from] BackingError),
+    /// A peer refused.
+    #[error(transparent)]
+    Peer(#[from] crate::peer::PeerError),
+    /// An access outside mapped memory, which would be a defect here.
+    #[error(transparent)]
+    Memory(#[from] OutOfRange),
+}
+
+/// The CMB: its memory as mapped here, and which pages of it are in use.
+#[derive(Debug)]
+struct Cmb {
+    memory: CmbMemory,
+    region: Region,
+    pool: CmbAllocator,
+    policy: S3Fifo,
+}
+
+/// What a [`Windows::poll`] did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Polled {
+    /// Something moved.
+    pub worked: bool,
+    /// There is work to poll for soon: a move, or pages that wait for an answer.
+    pub pending: bool,
+    /// When the next grace ends, on the clock that `now` is read from.
+    pub deadline: Option<u64>,
+}
+
+/// Every window of one server.
+#[derive(Debug)]
+pub struct Windows {
+    control: ControlPages,
+    cmb: Option<Cmb>,
+    no_cmb: Reason,
+    host_limit: u64,
+    host_bytes: u64,
+    host_policy: S3Fifo,
+    grace: u64,
+    settle: u64,
+    dirty_words: u32,
+    refusals: Refusals,
+    objects: BTreeMap<u64, Object>,
+    windows: Vec<Option<Box<Window>>>,
+    free_slots: Vec<u32>,
+    clients: BTreeMap<u32, Client>,
+    next_client: u32,
+    peers: peers::Peers,
+    /// Windows that are moving.
+    moving: Vec<u32>,
+    out: Vec<PagesOut>,
+    tickets: Tickets,
+    /// Windows that have not followed the latest mass revocation yet.
+    sweep: VecDeque<(u32, Ticket)>,
+    /// The device generation when no window had a stamp from before it.
+    swept_at: u64,
+    /// Windows used while in the host cache: candidates for the CMB.
+    wanted: VecDeque<u32>,
+    counters: Counters,
+    bounce: Vec<u8>,
+}
+
+impl Windows {
+    /// Windows over `cmb`, or over the host cache alone.
+    pub fn new(cmb: Option<CmbMemory>, config: Config) -> Result<Self, WindowsError> {
+        let slots = config.slots.max(1);
+        let mut canary = None;
+        let cmb = cmb.map(|memory| {
+            let mut size = memory.memory.len() & !(MIN_WINDOW - 1);
+            let kind = if memory.is_device_memory && size >= 2 * MIN_WINDOW {
+                // The last page is the canary's: a word that never holds all ones.
+                size -= MIN_WINDOW;
+                canary = Some(size as u64);
+                if let Ok(word) = memory.memory.u64_at(size) {
+                    word.store(0, Ordering::Relaxed);
+                }
+                RegionKind::Device { canary: size as u64 }
+            } else {
+                RegionKind::Ordinary
+            };
+            Cmb {
+                region: Region::new(std::sync::Arc::clone(&memory.memory), 0, kind),
+                pool: CmbAllocator::new(size),
+                policy: S3Fifo::new(size as u64, size / MIN_WINDOW),
+                memory,
+            }
+        });
+        let control = ControlPages::create(slots, canary)?;
+        control.server_word().store(ALIVE, Ordering::Release);
+        Ok(Self {
+            swept_at: control.device_generation(),
+            control,
+            cmb,
+            no_cmb: Reason::NoCmb,
+            host_limit: config.host_limit,
+            host_bytes: 0,
+            host_policy: S3Fifo::new(config.host_limit, 4096),
+            grace: config.grace,
+            settle: config.settle,
+            dirty_words: config.dirty_words,
+            refusals: config.refusals,
+            objects: BTreeMap::new(),
+            windows: Vec::new(),
+            free_slots: Vec::new(),
+            clients: BTreeMap::new(),
+            next_client: 1,
+            peers: peers::Peers::default(),
+            moving: Vec::new(),
+            out: Vec::new(),
+            tickets: Tickets::default(),
+            sweep: VecDeque::new(),
+            wanted: VecDeque::new(),
+            counters: Counters::default(),
+            bounce: Vec::new(),
+        })
+    }
+
+    /// The control pages: the server's own mapping, writable here (the robust server word goes at
+    /// [`header::SERVER`](crate::layout::header::SERVER)) and nowhere else.
+    pub fn control(&self) -> &ControlPages {
+        &self.control
+    }
+
+    /// A read-only descriptor of the control pages, for a client.
+    pub fn control_fd(&self) -> Result<OwnedFd, WindowsError> {
+        Ok(self.control.reader_fd()?)
+    }
+
+    /// The CMB that windows may live in.
+    pub fn cmb(&self) -> Option<&CmbMemory> {
+        self.cmb.as_ref().map(|c| &c.memory)
+    }
+
+    /// Bytes of the CMB that are free, and in all.
+    pub fn cmb_bytes(&self) -> (usize, usize) {
+        self.cmb.as_ref().map_or((0, 0), |c| (c.pool.free_bytes(), c.pool.size()))
+    }
+
+    /// Bytes of host cache in use (quarantined ones included), and the limit.
+    pub fn host_bytes(&self) -> (u64, u64) {
+        (self.host_bytes, self.host_limit)
+    }
+
+    /// What went where, and why.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Refuses placements at random from now on.
+    pub fn set_refusals(&mut self, refusals: Refusals) {
+        self.refusals = refusals;
+    }
+
+    /// Moves on whatever can be moved on without waiting. `now` is a monotonic clock in nanoseconds.
+    pub fn poll(&mut self, backing: &mut dyn Backing, now: u64) -> Polled {
+        let mut worked = self.sweep_some(backing, now);
+        for index in self.moving.clone() {
+            worked |= self.step_move(index, backing, now);
+        }
+        worked |= self.step_peers(now);
+        worked |= self.reclaim(now);
+        worked |= self.promote_some(backing, now);
+        Polled {
+            worked,
+            pending: !self.moving.is_empty()
+                || !self.out.is_empty()
+                || !self.sweep.is_empty()
+                || !self.peers.leaving.is_empty(),
+            deadline: self.next_deadline(now),
+        }
+    }
+
+    fn next_deadline(&self, now: u64) -> Option<u64> {
+        let moves = self.moving.iter().filter_map(|i| self.window(*i)?.moving.as_ref()?.deadline());
+        let peers = self.peers.leaving.iter().map(|l| l.2);
+        moves.chain(self.out.iter().map(|o| o.deadline)).chain(peers).filter(|d| *d > now).min()
+    }
+
+    fn window(&self, index: u32) -> Option<&Window> {
+        self.windows.get(index as usize)?.as_deref()
+    }
+
+    fn window_mut(&mut self, index: u32) -> Option<&mut Window> {
+        self.windows.get_mut(index as usize)?.as_deref_mut()
+    }
+
+    fn known(&mut self, index: u32) -> Result<&mut Window, WindowsError> {
+        self.window_mut(index).ok_or(WindowsError::UnknownWindow(index))
+    }
+
+    /// The words of a slot below the configured number of slots.
+    fn guard(control: &ControlPages, index: u32) -> Result<Guard<'_, AtomicU64>, WindowsError> {
+        control.guard(index).map(|(g, _)| g).ok_or(WindowsError::UnknownWindow(index))
+    }
+
+    /// The place word for a home, valid under the current device generation.
+    fn place_of(&self, home: Home, at: u64) -> Place {
+        Place::new(home, at, self.control.device_generation()).unwrap_or(Place::NONE)
+    }
+}
+
+impl Drop for Windows {
+    fn drop(&mut self) {
+        // Only our own mark: where a robust mutex is held, it says so itself.
+        let _ = self.control.server_word().compare_exchange(ALIVE, 0, Ordering::AcqRel, Ordering::Relaxed);
+    }
+}

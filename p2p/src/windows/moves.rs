@@ -1,0 +1,387 @@
+//! A move: the six steps of "What revocation must get right" as a state machine that never waits.
+//!
+//! Per window one move at a time. What is asked for meanwhile is remembered and done after it.
+
+use super::clients::Holder;
+use super::object::Placement;
+use super::reclaim::{Claim, PagesOut};
+use super::revoke::{Outcome, Ticket};
+use super::{Windows, WindowsError};
+use crate::backing::Backing;
+use crate::counters::Reason;
+use crate::layout::{Home, Place, SECTION_SLOTS, SectionKind, SectionWord};
+use crate::pages::PageSet;
+use crate::protocol::{Native, busy, fence_section, freeze, hide, moved_on, publish};
+
+/// Bytes that one step copies while the window is in use: bounds how long a poll keeps the server.
+const COPY_BUDGET: usize = 1 << 20;
+
+/// Where a window is to go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Request {
+    pub(super) to: Home,
+    pub(super) reason: Reason,
+    /// Its bytes are no longer wanted: nothing is copied or written back.
+    pub(super) discard: bool,
+    pub(super) tickets: Vec<Ticket>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Step 1: the bytes are copied while the window is in use.
+    Copy,
+    /// Step 3: frozen; writers and writing peers end, or the grace does.
+    Drain { deadline: u64 },
+    /// Step 4 could not bring the bytes to safety while a fenced writer is still out: try again.
+    Stuck { deadline: u64 },
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Writer {
+    client: u32,
+    slot: usize,
+    word: SectionWord,
+}
+
+#[derive(Debug)]
+pub(super) struct Move {
+    request: Request,
+    /// The new place, taken already.
+    dest: u64,
+    phase: Phase,
+    copied: usize,
+    /// Pages that changed since step 1 began. Write-back never clears it.
+    pub(super) changed: PageSet,
+    writers: Vec<Writer>,
+    /// Sections that were fenced: the old pages wait for them.
+    fenced: Vec<Claim>,
+    hidden: bool,
+    began: u64,
+}
+
+impl Move {
+    pub(super) fn deadline(&self) -> Option<u64> {
+        match self.phase {
+            Phase::Copy => None,
+            Phase::Drain { deadline } | Phase::Stuck { deadline } => Some(deadline),
+        }
+    }
+
+    /// A dead client makes no more stores.
+    pub(super) fn forget_client(&mut self, client: u32) {
+        self.writers.retain(|w| w.client != client);
+        self.fenced.retain(|c| !c.is_client(client));
+    }
+
+    /// Whether readers and writers are kept waiting by it now.
+    pub(super) fn frozen(&self) -> bool {
+        self.phase != Phase::Copy
+    }
+}
+
+impl Windows {
+    /// Begins to move a window, or has the move that is under way followed by this one.
+    pub(super) fn request(&mut self, index: u32, mut request: Request, backing: &mut dyn Backing, now: u64) {
+        let Some(w) = self.window_mut(index) else {
+            return self.settle_all(&request.tickets, Outcome::Already);
+        };
+        if w.moving.is_some() {
+            match w.next.as_mut() {
+                None => w.next = Some(request),
+                Some(next) => next.merge(request),
+            }
+            return;
+        }
+        let (from, len) = (w.home, w.len);
+        if from == request.to || from == Home::None {
+            return self.settle_all(&request.tickets, Outcome::Already);
+        }
+        let (to, dest) = self.destination(index, &request);
+        if from == to {
+            return self.settle_all(&request.tickets, Outcome::Already);
+        }
+        request.to = to;
+        // What was marked before now is in the bytes that step 1 copies.
+        self.harvest(index);
+        let Some(w) = self.window_mut(index) else { return };
+        w.moving = Some(Box::new(Move {
+            request,
+            dest,
+            phase: Phase::Copy,
+            copied: 0,
+            changed: PageSet::new(len / 4096),
+            writers: Vec::new(),
+            fenced: Vec::new(),
+            hidden: false,
+            began: now,
+        }));
+        self.moving.push(index);
+        self.step_move(index, backing, now);
+    }
+
+    /// A new place at the wanted home, or at the next best: the CMB falls back to the host cache, and that to no place at all.
+    fn destination(&mut self, index: u32, request: &Request) -> (Home, u64) {
+        if request.to == Home::Cmb {
+            return match self.take_cmb(index) {
+                Ok(at) => (Home::Cmb, at),
+                Err(_) => (Home::Host, 0),
+            };
+        }
+        if request.to == Home::Host
+            && !self.placement_of(index).is_some_and(|p| p == Placement::CmbOnly)
+            && let Ok(at) = self.take_host(index)
+        {
+            return (Home::Host, at);
+        }
+        (Home::None, 0)
+    }
+
+    /// Takes a move as far as it goes without waiting. True if it got anywhere.
+    pub(super) fn step_move(&mut self, index: u32, backing: &mut dyn Backing, now: u64) -> bool {
+        let mut worked = false;
+        loop {
+            let Some(phase) = self.window(index).and_then(|w| w.moving.as_ref()).map(|m| m.phase) else {
+                return worked;
+            };
+            let went_on = match phase {
+                Phase::Copy => self.copy_in_use(index, backing, now),
+                Phase::Drain { deadline } => self.drain(index, now >= deadline, backing, now),
+                Phase::Stuck { .. } => self.finish(index, backing, now),
+            };
+            match went_on {
+                Ok(true) => worked = true,
+                Ok(false) => return worked,
+                Err(e) => {
+                    self.give_up(index, &e, backing, now);
+                    return true;
+                }
+            }
+            if phase == Phase::Copy && self.window(index).and_then(|w| w.moving.as_ref()).is_some_and(|m| m.phase == Phase::Copy) {
+                // Out of budget for this poll.
+                return true;
+            }
+        }
+    }
+
+    /// Step 1.
+    fn copy_in_use(&mut self, index: u32, backing: &mut dyn Backing, now: u64) -> Result<bool, WindowsError> {
+        let Some(w) = self.window(index) else { return Ok(false) };
+        let Some(m) = w.moving.as_ref() else { return Ok(false) };
+        let (len, to, dest, discard, from) = (w.len, m.request.to, m.dest, m.request.discard, m.copied);
+        if to == Home::None {
+            if !discard {
+                self.write_back(index, backing)?;
+            }
+        } else {
+            let end = (from + COPY_BUDGET).min(len);
+            self.copy_pages(index, to, dest, from / 4096..end / 4096, backing)?;
+            if let Some(m) = self.window_mut(index).and_then(|w| w.moving.as_mut()) {
+                m.copied = end;
+            }
+            if end < len {
+                return Ok(true);
+            }
+        }
+        self.freeze_window(index, now)?;
+        Ok(true)
+    }
+
+    /// Step 2, and the look at the slots that begins step 3.
+    fn freeze_window(&mut self, index: u32, now: u64) -> Result<(), WindowsError> {
+        let deadline = now.saturating_add(self.grace);
+        let Some(w) = self.windows.get_mut(index as usize).and_then(Option::as_deref_mut) else { return Ok(()) };
+        w.generation = freeze::<Native>(Self::guard(&self.control, index)?, w.generation);
+        let mut writers = Vec::new();
+        for Holder { client, dirty_word, .. } in &w.holders {
+            let (Some(_), Some(c)) = (dirty_word, self.clients.get(client)) else { continue };
+            for slot in 0..SECTION_SLOTS {
+                if let Some(word) = busy::<Native>(c.region.slot(slot).0, index, SectionKind::Write) {
+                    writers.push(Writer { client: *client, slot, word });
+                }
+            }
+        }
+        if let Some(m) = w.moving.as_mut() {
+            m.writers = writers;
+            m.phase = Phase::Drain { deadline };
+        }
+        self.peers.stop_writers(index);
+        Ok(())
+    }
+
+    /// Step 3.
+    fn drain(
+        &mut self,
+        index: u32,
+        grace_over: bool,
+        backing: &mut dyn Backing,
+        now: u64,
+    ) -> Result<bool, WindowsError> {
+        let peers_quiet = self.peers.writers_drained(index);
+        let clients = &self.clients;
+        let Some(w) = self.windows.get_mut(index as usize).and_then(Option::as_deref_mut) else { return Ok(false) };
+        let Some(m) = w.moving.as_mut() else { return Ok(false) };
+        m.writers.retain(|writer| {
+            clients
+                .get(&writer.client)
+                .is_some_and(|c| !moved_on::<Native>(c.region.slot(writer.slot).0, writer.word))
+        });
+        if !(m.writers.is_empty() && peers_quiet) && !grace_over {
+            return Ok(false);
+        }
+        // The grace is over for whoever is left.
+        for writer in std::mem::take(&mut m.writers) {
+            let Some(c) = clients.get(&writer.client) else { continue };
+            if let Some(word) = fence_section::<Native>(c.region.slot(writer.slot).0, writer.word) {
+                m.fenced.push(Claim::Section { client: writer.client, slot: writer.slot, word });
+                m.changed.add_all();
+                w.dirty.add_all();
+                self.counters.fenced += 1;
+            }
+        }
+        self.finish(index, backing, now)
+    }
+
+    /// Step 4, and 5 and 6 as far as nobody has to be waited for.
+    fn finish(&mut self, index: u32, backing: &mut dyn Backing, now: u64) -> Result<bool, WindowsError> {
+        let still_mapped = self.unmap_writing_peers(index);
+        self.harvest(index);
+        let device = self.control.device_generation();
+        let Some(w) = self.windows.get_mut(index as usize).and_then(Option::as_deref_mut) else { return Ok(false) };
+        let Some(m) = w.moving.as_mut() else { return Ok(false) };
+        let guard = Self::guard(&self.control, index)?;
+        if (!m.fenced.is_empty() || !still_mapped.is_empty()) && !m.hidden {
+            w.generation = hide::<Native>(guard, w.generation);
+            m.hidden = true;
+        }
+        let (to, dest, discard) = (m.request.to, m.dest, m.request.discard);
+        let safe = if to == Home::None {
+            if discard { Ok(()) } else { self.write_back(index, backing).map(drop) }
+        } else {
+            self.copy_changed(index, to, dest, backing)
+        };
+        if let Err(e) = safe {
+            return self.unsafe_yet(index, e, now);
+        }
+        let mut claims = self.unmap_reading_peers(index);
+        claims.extend(still_mapped);
+
+        let Some(w) = self.windows.get_mut(index as usize).and_then(Option::as_deref_mut) else { return Ok(false) };
+        let Some(m) = w.moving.take() else { return Ok(false) };
+        let old = PagesOut::new(w, index, now.saturating_add(self.grace), m.request.tickets.clone());
+        let place = Place::new(to, dest, device).unwrap_or(Place::NONE);
+        w.generation = publish::<Native>(Self::guard(&self.control, index)?, w.generation, place);
+        (w.home, w.at, w.stamp) = (to, dest, device);
+        w.settled = now.saturating_add(self.settle);
+        if discard {
+            let lost = w.dirty.len() * 4096;
+            w.dirty.clear();
+            if m.request.reason == Reason::Drive {
+                self.counters.lost_bytes += lost as u64;
+            }
+        }
+        if to == Home::None {
+            w.dirty.clear();
+        }
+        claims.extend(m.fenced);
+        if std::mem::take(&mut w.timed_out) {
+            claims.push(Claim::Device);
+        }
+        self.moving.retain(|i| *i != index);
+        self.counters.moves += 1;
+        tracing::trace!("window {index} moved to {to:?} ({}) in {} ns", m.request.reason, now - m.began);
+        self.left(&old, to, index);
+        claims.extend(self.borrows_of(index, &old));
+        self.settle_all(&m.request.tickets, Outcome::Moved { fenced: claims.len() as u64 });
+        self.let_go(old, claims);
+        if let Some(next) = self.window_mut(index).and_then(|w| w.next.take()) {
+            self.request(index, next, backing, now);
+        } else {
+            self.forget_if_idle(index);
+        }
+        Ok(true)
+    }
+
+    /// The bytes could not be brought to safety. With a fenced writer still out the window stays closed, and this is tried
+    /// again: reopened at the old place, it would take that writer's late stores.
+    fn unsafe_yet(&mut self, index: u32, error: WindowsError, now: u64) -> Result<bool, WindowsError> {
+        let retry = now.saturating_add(self.grace);
+        let clients = &self.clients;
+        let peers = &self.peers;
+        let Some(m) =
+            self.windows.get_mut(index as usize).and_then(Option::as_deref_mut).and_then(|w| w.moving.as_mut())
+        else {
+            return Ok(false);
+        };
+        m.fenced.retain(|claim| claim.still_out(clients, peers));
+        if m.fenced.is_empty() {
+            return Err(error);
+        }
+        tracing::warn!("window {index} stays closed until its bytes are safe: {error}");
+        m.phase = Phase::Stuck { deadline: retry };
+        Ok(false)
+    }
+
+    /// Ends a move where it began.
+    fn give_up(&mut self, index: u32, error: &WindowsError, backing: &mut dyn Backing, now: u64) {
+        let device = self.control.device_generation();
+        let Some(w) = self.windows.get_mut(index as usize).and_then(Option::as_deref_mut) else { return };
+        let Some(m) = w.moving.take() else { return };
+        tracing::warn!("window {index} could not be moved: {error}");
+        if m.frozen()
+            && let Ok(guard) = Self::guard(&self.control, index)
+        {
+            let place = Place::new(w.home, w.at, device).unwrap_or(Place::NONE);
+            w.generation = publish::<Native>(guard, w.generation, place);
+            w.stamp = device;
+        }
+        let (object, len, key, home) = (w.object, w.len, w.key(), w.home);
+        match (home, self.cmb.as_mut()) {
+            (Home::Cmb, Some(cmb)) => cmb.policy.insert(key, len as u64),
+            _ => self.host_policy.insert(key, len as u64),
+        }
+        w.settled = now.saturating_add(self.settle);
+        let next = w.next.take();
+        self.moving.retain(|i| *i != index);
+        self.counters.moves_failed += 1;
+        let timed_out = matches!(error, WindowsError::Backing(crate::backing::BackingError::TimedOut(_)));
+        let dest = PagesOut {
+            window: index,
+            object,
+            home: m.request.to,
+            at: m.dest,
+            len,
+            claims: Vec::new(),
+            deadline: now,
+            tickets: Vec::new(),
+            counted: false,
+        };
+        self.let_go(dest, if timed_out { vec![Claim::Device] } else { Vec::new() });
+        self.settle_all(&m.request.tickets, Outcome::Failed(error.to_string()));
+        if let Some(next) = next {
+            self.request(index, next, backing, now);
+        }
+    }
+
+    pub(super) fn settle_all(&mut self, tickets: &[Ticket], outcome: Outcome) {
+        for ticket in tickets {
+            self.tickets.settle(*ticket, &outcome);
+        }
+    }
+}
+
+impl Request {
+    /// Both wishes at once: the stronger wins, nowhere before the host cache before the CMB.
+    fn merge(&mut self, other: Self) {
+        let strength = |h: Home| match h {
+            Home::Cmb => 0,
+            Home::Host => 1,
+            Home::None => 2,
+        };
+        if strength(other.to) > strength(self.to) {
+            self.to = other.to;
+            self.reason = other.reason;
+        }
+        self.discard |= other.discard;
+        self.tickets.extend(other.tickets);
+    }
+}

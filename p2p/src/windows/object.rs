@@ -1,0 +1,152 @@
+//! Objects: what windows are windows of.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+
+use super::{Windows, WindowsError};
+use crate::host::HostFile;
+use crate::layout::{LANE, MIN_WINDOW};
+
+/// Where an object's windows may live.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Placement {
+    /// In the CMB while there is room and reason, else in the host cache.
+    #[default]
+    Auto,
+    /// In the host cache only: the object opted out of the CMB.
+    HostOnly,
+    /// In the CMB only: no host memory is used for it (peers, raw CMB objects). A refusal then is a refusal.
+    CmbOnly,
+}
+
+/// How an object is registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ObjectOptions {
+    /// Bytes per window: a power of two from 4 KiB to 1 GiB.
+    pub window_size: usize,
+    /// Where they may live.
+    pub placement: Placement,
+}
+
+impl Default for ObjectOptions {
+    fn default() -> Self {
+        Self { window_size: crate::layout::DEFAULT_WINDOW, placement: Placement::Auto }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Object {
+    pub(super) options: ObjectOptions,
+    /// Window number (offset / window size) to control slot.
+    pub(super) windows: HashMap<u64, u32>,
+    pub(super) host: Option<HostFile>,
+    /// Ranges that somebody has taken out under a layout: no window may be filled from them.
+    pub(super) excluded: Vec<Range<u64>>,
+}
+
+impl Windows {
+    /// Registers an object. Registering it again changes its placement, but not its window size while it is registered.
+    pub fn add_object(&mut self, object: u64, options: ObjectOptions) -> Result<(), WindowsError> {
+        let size = options.window_size;
+        if !size.is_power_of_two() || !(MIN_WINDOW..=1 << 30).contains(&size) {
+            return Err(WindowsError::BadWindowSize(size));
+        }
+        if let Some(known) = self.objects.get_mut(&object) {
+            if known.options.window_size != size {
+                return Err(WindowsError::OtherWindowSize(object, known.options.window_size));
+            }
+            known.options = options;
+            return Ok(());
+        }
+        let fresh = Object { options, windows: HashMap::new(), host: None, excluded: Vec::new() };
+        self.objects.insert(object, fresh);
+        Ok(())
+    }
+
+    /// Whether the object is registered.
+    pub fn has_object(&self, object: u64) -> bool {
+        self.objects.contains_key(&object)
+    }
+
+    /// Forgets an object that has no windows left (revoke it first). Says whether it is gone.
+    pub fn remove_object(&mut self, object: u64) -> bool {
+        let idle: Vec<u32> =
+            self.objects.get(&object).map(|o| o.windows.values().copied().collect()).unwrap_or_default();
+        for index in idle {
+            self.forget_if_idle(index);
+        }
+        if self.out.iter().any(|o| o.object == object) {
+            return false;
+        }
+        match self.objects.get(&object) {
+            Some(o) if o.windows.is_empty() => self.objects.remove(&object).is_some(),
+            Some(_) => false,
+            None => true,
+        }
+    }
+
+    /// A descriptor of the object's host-cache file: created when first asked for, read-only unless `writable`.
+    pub fn host_fd(&mut self, object: u64, writable: bool) -> Result<OwnedFd, WindowsError> {
+        Ok(self.host_file(object)?.client_fd(writable)?)
+    }
+
+    /// Keeps a range from being filled (a write layout over it is out). Windows there are not revoked by this.
+    pub fn exclude(&mut self, object: u64, range: Range<u64>) -> Result<(), WindowsError> {
+        let known = self.objects.get_mut(&object).ok_or(WindowsError::UnknownObject(object))?;
+        known.excluded.push(range);
+        Ok(())
+    }
+
+    /// Ends one [`exclude`](Self::exclude) of exactly this range.
+    pub fn readmit(&mut self, object: u64, range: &Range<u64>) {
+        if let Some(known) = self.objects.get_mut(&object)
+            && let Some(at) = known.excluded.iter().position(|r| r == range)
+        {
+            known.excluded.swap_remove(at);
+        }
+    }
+
+    pub(super) fn host_file(&mut self, object: u64) -> Result<&HostFile, WindowsError> {
+        let known = self.objects.get_mut(&object).ok_or(WindowsError::UnknownObject(object))?;
+        if known.host.is_none() {
+            known.host = Some(HostFile::create(object)?);
+        }
+        known.host.as_ref().ok_or(WindowsError::UnknownObject(object))
+    }
+
+    /// The slot of the window that holds `offset`, made if there is none.
+    pub(super) fn slot_for(&mut self, object: u64, offset: u64) -> Result<u32, WindowsError> {
+        let known = self.objects.get(&object).ok_or(WindowsError::UnknownObject(object))?;
+        if offset >= LANE {
+            return Err(WindowsError::TooFar(offset));
+        }
+        let size = known.options.window_size;
+        let number = offset / size as u64;
+        if let Some(index) = known.windows.get(&number) {
+            return Ok(*index);
+        }
+        let index = self.new_slot(object, number, size)?;
+        if let Some(known) = self.objects.get_mut(&object) {
+            known.windows.insert(number, index);
+        }
+        Ok(index)
+    }
+
+    /// The windows of an object that exist in a range of it, in order.
+    pub(super) fn slots_in(&self, object: u64, range: &Range<u64>) -> Vec<u32> {
+        let Some(known) = self.objects.get(&object) else { return Vec::new() };
+        if range.is_empty() {
+            return Vec::new();
+        }
+        let size = known.options.window_size as u64;
+        let (first, last) = (range.start / size, (range.end - 1) / size);
+        let mut found: Vec<(u64, u32)> = if last - first < known.windows.len() as u64 {
+            (first..=last).filter_map(|n| known.windows.get(&n).map(|i| (n, *i))).collect()
+        } else {
+            known.windows.iter().filter(|(n, _)| (first..=last).contains(n)).map(|(n, i)| (*n, *i)).collect()
+        };
+        found.sort_unstable();
+        found.into_iter().map(|(_, i)| i).collect()
+    }
+}

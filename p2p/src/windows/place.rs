@@ -1,0 +1,324 @@
+//! Making a window resident, wherever there is room, and serving bytes when there is none anywhere.
+
+use std::ops::Range;
+
+use super::object::Placement;
+use super::reclaim::{Claim, PagesOut};
+use super::{Windows, WindowsError};
+use crate::backing::{Backing, BackingError};
+use crate::counters::{Path, Reason};
+use crate::layout::{Home, LANE, LANES, Place};
+use crate::protocol::{Native, freeze, publish};
+use crate::refusal::Point;
+
+/// Where a caller wants a window.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Want {
+    /// Wherever policy puts it.
+    #[default]
+    Auto,
+    /// In the CMB (a peer needs it there). Falls back all the same.
+    Cmb,
+    /// In the host cache.
+    Host,
+}
+
+/// What became of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ensured {
+    /// The window has a place: read on. Why it is there and not elsewhere is the reason.
+    Ready(Home, Reason),
+    /// It is moving: poll, and ask again.
+    Moving,
+    /// No placement was possible. The bytes are still to be had from [`Windows::read_through`].
+    Refused(Reason),
+}
+
+impl Windows {
+    /// Gives a window a place if it has none, and fills it from the drive.
+    pub fn ensure(
+        &mut self,
+        index: u32,
+        want: Want,
+        backing: &mut dyn Backing,
+        now: u64,
+    ) -> Result<Ensured, WindowsError> {
+        self.step_move(index, backing, now);
+        let device = self.control.device_generation();
+        let w = self.known(index)?;
+        if w.moving.is_some() {
+            return Ok(Ensured::Moving);
+        }
+        let (home, fresh, key) = (w.home, w.stamp == device, w.key());
+        match home {
+            Home::Cmb if fresh => {
+                if let Some(cmb) = self.cmb.as_mut() {
+                    cmb.policy.touch(key);
+                }
+                Ok(Ensured::Ready(Home::Cmb, Reason::Policy))
+            }
+            Home::Cmb => {
+                // Announced, and its turn has not come: move it now, for whoever is waiting.
+                self.evacuate(index, backing, now);
+                self.ensured(index)
+            }
+            Home::Host => {
+                if !fresh {
+                    self.restamp(index)?;
+                }
+                self.host_policy.touch(key);
+                self.want_cmb(index);
+                if want == Want::Cmb {
+                    self.promote(index, backing, now);
+                }
+                self.ensured(index)
+            }
+            Home::None => self.place(index, want, backing, now),
+        }
+    }
+
+    fn ensured(&self, index: u32) -> Result<Ensured, WindowsError> {
+        let w = self.window(index).ok_or(WindowsError::UnknownWindow(index))?;
+        Ok(match w.home {
+            _ if w.moving.is_some() => Ensured::Moving,
+            Home::None => Ensured::Refused(Reason::Revoked),
+            home => Ensured::Ready(home, Reason::Policy),
+        })
+    }
+
+    fn place(
+        &mut self,
+        index: u32,
+        want: Want,
+        backing: &mut dyn Backing,
+        now: u64,
+    ) -> Result<Ensured, WindowsError> {
+        let w = self.known(index)?;
+        let (object, offset, len) = (w.object, w.offset, w.len);
+        let known = self.objects.get(&object).ok_or(WindowsError::UnknownObject(object))?;
+        let bytes = offset..offset + len as u64;
+        if known.excluded.iter().any(|r| r.start < bytes.end && bytes.start < r.end) {
+            self.counters.refused += 1;
+            return Ok(Ensured::Refused(Reason::Revoked));
+        }
+        let placement = known.options.placement;
+        let mut why = Reason::Asked;
+        if want != Want::Host && placement != Placement::HostOnly {
+            match self.try_cmb(index, backing, now) {
+                Ok(()) => return Ok(Ensured::Ready(Home::Cmb, Reason::Policy)),
+                Err(refused) => why = refused?,
+            }
+        }
+        if placement != Placement::CmbOnly {
+            match self.try_host(index, why, backing, now) {
+                Ok(()) => return Ok(Ensured::Ready(Home::Host, why)),
+                Err(refused) => why = refused?,
+            }
+        }
+        self.counters.refused += 1;
+        Ok(Ensured::Refused(why))
+    }
+
+    /// The inner result is the reason of a refusal, or an error that is not a matter of placement.
+    fn try_cmb(
+        &mut self,
+        index: u32,
+        backing: &mut dyn Backing,
+        now: u64,
+    ) -> Result<(), Result<Reason, WindowsError>> {
+        let at = match self.take_cmb(index) {
+            Ok(at) => at,
+            Err(Reason::CmbFull) => {
+                self.make_room(index, backing, now);
+                self.take_cmb(index).map_err(Ok)?
+            }
+            Err(why) => return Err(Ok(why)),
+        };
+        let filled = self.fill_cmb(index, at, backing);
+        self.placed(index, Home::Cmb, at, filled)
+    }
+
+    fn try_host(
+        &mut self,
+        index: u32,
+        why: Reason,
+        backing: &mut dyn Backing,
+        now: u64,
+    ) -> Result<(), Result<Reason, WindowsError>> {
+        let at = match self.take_host(index) {
+            Ok(at) => at,
+            Err(Reason::HostFull) => {
+                self.make_host_room(index, backing, now);
+                self.take_host(index).map_err(Ok)?
+            }
+            Err(why) => return Err(Ok(why)),
+        };
+        let filled = self.fill_host(index, at, why, backing);
+        self.placed(index, Home::Host, at, filled)
+    }
+
+    /// Publishes a filled place, or gives it back.
+    fn placed(
+        &mut self,
+        index: u32,
+        home: Home,
+        at: u64,
+        filled: Result<(), WindowsError>,
+    ) -> Result<(), Result<Reason, WindowsError>> {
+        if let Err(e) = filled {
+            let timed_out = matches!(e, WindowsError::Backing(BackingError::TimedOut(_)));
+            let w = self.known(index).map_err(Err)?;
+            let mut pages = PagesOut::new(w, index, 0, Vec::new());
+            (pages.home, pages.at) = (home, at);
+            self.let_go(pages, if timed_out { vec![Claim::Device] } else { Vec::new() });
+            return Err(match e {
+                WindowsError::Backing(BackingError::Unsupported(_)) => Ok(Reason::CmbUnsupported),
+                // The CMB path failed; the host path may still work, and if not, says what is wrong.
+                WindowsError::Backing(_) if home == Home::Cmb => Ok(Reason::Drive),
+                other => Err(other),
+            });
+        }
+        let device = self.control.device_generation();
+        let place = self.place_of(home, at);
+        let Some(w) = self.windows.get_mut(index as usize).and_then(Option::as_deref_mut) else {
+            return Err(Err(WindowsError::UnknownWindow(index)));
+        };
+        let guard = Self::guard(&self.control, index).map_err(Err)?;
+        let odd = freeze::<Native>(guard, w.generation);
+        w.generation = publish::<Native>(guard, odd, place);
+        (w.home, w.at, w.stamp) = (home, at, device);
+        w.dirty.clear();
+        let (key, len) = (w.key(), w.len as u64);
+        match (home, self.cmb.as_mut()) {
+            (Home::Cmb, Some(cmb)) => cmb.policy.insert(key, len),
+            _ => self.host_policy.insert(key, len),
+        }
+        Ok(())
+    }
+
+    pub(super) fn placement_of(&self, index: u32) -> Option<Placement> {
+        self.objects.get(&self.window(index)?.object).map(|o| o.options.placement)
+    }
+
+    /// Takes pages of the CMB for a window.
+    pub(super) fn take_cmb(&mut self, index: u32) -> Result<u64, Reason> {
+        let Some(len) = self.window(index).map(|w| w.len) else { return Err(Reason::Policy) };
+        if self.placement_of(index) == Some(Placement::HostOnly) {
+            return Err(Reason::Asked);
+        }
+        // Someone silent holds old pages of this window: were it to move on and on, each move would cost as many again.
+        if self.is_quarantined(index) {
+            return Err(Reason::Quarantine);
+        }
+        let Some(cmb) = self.cmb.as_mut() else { return Err(self.no_cmb) };
+        if len > cmb.pool.size() {
+            return Err(Reason::TooLarge);
+        }
+        if self.refusals.refuse(Point::CmbPlace) {
+            return Err(Reason::Injected);
+        }
+        cmb.pool.alloc(len).map(|at| at as u64).ok_or(Reason::CmbFull)
+    }
+
+    /// Takes room in the host cache for a window: its own offset, in a lane where nobody silent may still write.
+    pub(super) fn take_host(&mut self, index: u32) -> Result<u64, Reason> {
+        let Some(w) = self.window(index) else { return Err(Reason::Policy) };
+        let (object, offset, len) = (w.object, w.offset, w.len as u64);
+        if len > self.host_limit {
+            return Err(Reason::TooLarge);
+        }
+        if self.refusals.refuse(Point::HostPlace) {
+            return Err(Reason::Injected);
+        }
+        if self.host_bytes + len > self.host_limit {
+            return Err(Reason::HostFull);
+        }
+        let taken = |at: u64| self.out.iter().any(|o| o.home == Home::Host && o.object == object && o.at == at);
+        let own = |at: u64| w.home == Home::Host && w.at == at;
+        let at = (0..LANES).map(|lane| lane * LANE + offset).find(|at| !taken(*at) && !own(*at));
+        let Some(at) = at else { return Err(Reason::Quarantine) };
+        if let Err(e) = self.host_file(object) {
+            tracing::warn!("no host cache for object {object}: {e}");
+            return Err(Reason::HostFull);
+        }
+        self.host_bytes += len;
+        Ok(at)
+    }
+
+    fn fill_cmb(&mut self, index: u32, at: u64, backing: &mut dyn Backing) -> Result<(), WindowsError> {
+        let Some(w) = self.window(index) else { return Err(WindowsError::UnknownWindow(index)) };
+        let (object, offset, len) = (w.object, w.offset, w.len);
+        if self.refusals.refuse(Point::Fill) {
+            return Err(BackingError::Unsupported("fill refused on purpose".to_owned()).into());
+        }
+        let direct = self.cmb.as_ref().is_some_and(|c| c.memory.read_data);
+        if direct {
+            backing.read_to_cmb(object, offset, at as usize, len)?;
+            self.counters.add(Path::Cmb, Reason::Policy, len);
+            return Ok(());
+        }
+        // A CMB that takes no read data is filled by the processor.
+        let mut bounce = std::mem::take(&mut self.bounce);
+        bounce.resize(len, 0);
+        let done = backing.read_to_host(object, offset, &mut bounce);
+        let copied = done.map_err(WindowsError::from).and_then(|()| match self.cmb.as_ref() {
+            Some(cmb) => Ok(cmb.region.write(at as usize, &bounce)?),
+            None => Ok(()),
+        });
+        self.bounce = bounce;
+        self.counters.add(Path::Bounce, Reason::CmbUnsupported, len);
+        copied
+    }
+
+    fn fill_host(
+        &mut self,
+        index: u32,
+        at: u64,
+        why: Reason,
+        backing: &mut dyn Backing,
+    ) -> Result<(), WindowsError> {
+        let Some(w) = self.window(index) else { return Err(WindowsError::UnknownWindow(index)) };
+        let (object, offset, len) = (w.object, w.offset, w.len);
+        let mut bounce = std::mem::take(&mut self.bounce);
+        bounce.resize(len, 0);
+        let done = backing
+            .read_to_host(object, offset, &mut bounce)
+            .map_err(WindowsError::from)
+            .and_then(|()| Ok(self.host_file(object)?.write(at, &bounce)?));
+        self.bounce = bounce;
+        self.counters.add(Path::HostCache, why, len);
+        done
+    }
+
+    /// The last resort: bytes of an object from wherever they are, window by window, without giving them a place.
+    pub fn read_through(
+        &mut self,
+        object: u64,
+        bytes: Range<u64>,
+        into: &mut [u8],
+        backing: &mut dyn Backing,
+    ) -> Result<(), WindowsError> {
+        let size = self.objects.get(&object).ok_or(WindowsError::UnknownObject(object))?.options.window_size as u64;
+        let mut at = bytes.start;
+        let mut done = 0;
+        while done < into.len() {
+            let start = at / size * size;
+            let within = (at - start) as usize;
+            let n = (into.len() - done).min(size as usize - within);
+            let index = self.objects.get(&object).and_then(|o| o.windows.get(&(at / size))).copied();
+            let resident = index.and_then(|i| self.window(i)).filter(|w| w.home != Home::None);
+            if let Some(w) = resident {
+                let place = Place::new(w.home, w.at, 0).unwrap_or(Place::NONE);
+                self.read_place(object, place, within, &mut into[done..done + n])?;
+            } else {
+                let mut pages = vec![0; (within % 4096 + n).next_multiple_of(4096)];
+                backing.read_to_host(object, at / 4096 * 4096, &mut pages)?;
+                into[done..done + n].copy_from_slice(&pages[within % 4096..within % 4096 + n]);
+            }
+            done += n;
+            at += n as u64;
+        }
+        self.counters.add(Path::Bounce, Reason::Asked, done);
+        Ok(())
+    }
+}
