@@ -13,7 +13,9 @@ pub enum BackingError {
     },
     /// The command did not complete and may still touch its memory: the pages stay quarantined until
     /// [`Windows::device_drained`](crate::windows::Windows::device_drained).
-    #[error("{0} did not complete; its memory is quarantined until the queue is deleted or the controller reset")]
+    #[error(
+        "{0} did not complete; its memory is quarantined until the queue is deleted or the controller reset"
+    )]
     TimedOut(String),
     /// This path does not exist (no read data or write data in this CMB): use the host's memory instead.
     #[error("{0}")]

@@ -152,9 +152,10 @@ impl Counters {
 
     /// Every path and reason that occurred.
     pub fn iter(&self) -> impl Iterator<Item = (Path, Reason, Count)> + '_ {
-        ALL_PATHS.iter().flat_map(move |&p| ALL_REASONS.iter().map(move |&r| (p, r, self.get(p, r)))).filter(
-            |(_, _, c)| *c != Count::default(),
-        )
+        ALL_PATHS
+            .iter()
+            .flat_map(move |&p| ALL_REASONS.iter().map(move |&r| (p, r, self.get(p, r))))
+            .filter(|(_, _, c)| *c != Count::default())
     }
 
     pub(crate) fn add(&mut self, path: Path, reason: Reason, bytes: usize) {

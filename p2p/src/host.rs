@@ -20,12 +20,11 @@ pub(crate) struct HostFile {
 
 impl HostFile {
     pub(crate) fn create(object: u64) -> Result<Self, ControlError> {
-        let fail = |e: rustix::io::Errno| ControlError::Seal { what: "create a host-cache file", source: e.into() };
-        let fd = memfd_create(
-            format!("cmbfs-cache-{object}"),
-            MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
-        )
-        .map_err(fail)?;
+        let fail =
+            |e: rustix::io::Errno| ControlError::Seal { what: "create a host-cache file", source: e.into() };
+        let fd =
+            memfd_create(format!("cmbfs-cache-{object}"), MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
+                .map_err(fail)?;
         fchmod(&fd, Mode::RUSR | Mode::WUSR).map_err(fail)?;
         ftruncate(&fd, LANE * LANES).map_err(fail)?;
         fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL).map_err(fail)?;
@@ -75,10 +74,12 @@ impl HostFile {
 
     /// Removes the pages from every process's mapping.
     pub(crate) fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
-        fallocate(&self.fd, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len).map_err(Into::into)
+        fallocate(&self.fd, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len)
+            .map_err(Into::into)
     }
 
     /// Bytes of memory that the file takes now.
+    #[cfg(test)]
     pub(crate) fn bytes(&self) -> io::Result<u64> {
         Ok(rustix::fs::fstat(&self.fd)?.st_blocks as u64 * 512)
     }

@@ -103,7 +103,8 @@ impl EmulatedEngine {
 
     /// Queues a copy of `len` bytes between `iova` and `local` bytes into its memory; `out` means towards the window.
     pub fn submit(&self, iova: u64, local: usize, len: usize, out: bool) -> Result<CopyId, PeerError> {
-        let refuse = |reason: &str| PeerError::Transfer { peer: self.name.clone(), reason: reason.to_owned() };
+        let refuse =
+            |reason: &str| PeerError::Transfer { peer: self.name.clone(), reason: reason.to_owned() };
         let end = iova.checked_add(len as u64).ok_or_else(|| refuse("the address range wraps around"))?;
         if local.checked_add(len).is_none_or(|end| end > self.local.len()) {
             return Err(refuse("the range is not inside its local memory"));
@@ -232,6 +233,7 @@ impl Mapper for EmulatedEngine {
     }
 
     fn is_mapped(&mut self, iova: u64, len: usize) -> bool {
-        self.domain.is_mapped(iova, len, DmaAccess::Read) || self.domain.is_mapped(iova, len, DmaAccess::Write)
+        self.domain.is_mapped(iova, len, DmaAccess::Read)
+            || self.domain.is_mapped(iova, len, DmaAccess::Write)
     }
 }

@@ -130,7 +130,8 @@ impl Windows {
     pub fn client_died(&mut self, client: ClientId, backing: &mut dyn Backing, now: u64) {
         let Some(c) = self.clients.get(&client.0) else { return };
         for slot in 0..SECTION_SLOTS {
-            let word = SectionWord::from_word(c.region.slot(slot).0.load(std::sync::atomic::Ordering::Acquire));
+            let word =
+                SectionWord::from_word(c.region.slot(slot).0.load(std::sync::atomic::Ordering::Acquire));
             // What the word says is hostile: only windows that this client holds for writing can have been written.
             let open = matches!(word.state(), SectionState::Active | SectionState::Fenced)
                 && word.kind() == SectionKind::Write;
@@ -185,7 +186,9 @@ impl Windows {
     pub(super) fn harvest(&mut self, index: u32) {
         let Some(w) = self.windows.get_mut(index as usize).and_then(Option::as_deref_mut) else { return };
         for holder in &w.holders {
-            let (Some(first), Some(c)) = (holder.dirty_word, self.clients.get(&holder.client)) else { continue };
+            let (Some(first), Some(c)) = (holder.dirty_word, self.clients.get(&holder.client)) else {
+                continue;
+            };
             for word in 0..w.dirty.words() {
                 let Some(shared) = c.region.dirty(first + word as u32) else { continue };
                 let bits = harvest::<Native>(shared);

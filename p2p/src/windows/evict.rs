@@ -24,7 +24,9 @@ impl Windows {
             }
             let (objects, windows) = (&self.objects, &self.windows);
             let victim = cmb.policy.victim(|key| leaves(objects, windows, key));
-            let Some(victim) = victim.and_then(|key| self.slots_in(key.0, &(key.1..key.1 + 1)).first().copied()) else {
+            let Some(victim) =
+                victim.and_then(|key| self.slots_in(key.0, &(key.1..key.1 + 1)).first().copied())
+            else {
                 return;
             };
             self.counters.evicted += 1;
@@ -41,7 +43,9 @@ impl Windows {
             }
             let (objects, windows) = (&self.objects, &self.windows);
             let victim = self.host_policy.victim(|key| leaves(objects, windows, key));
-            let Some(victim) = victim.and_then(|key| self.slots_in(key.0, &(key.1..key.1 + 1)).first().copied()) else {
+            let Some(victim) =
+                victim.and_then(|key| self.slots_in(key.0, &(key.1..key.1 + 1)).first().copied())
+            else {
                 return;
             };
             self.request_eviction(victim, Home::None, backing, now);
@@ -78,7 +82,8 @@ impl Windows {
 
     /// Leaves the CMB now, because its place there is no place any more.
     pub(super) fn evacuate(&mut self, index: u32, backing: &mut dyn Backing, now: u64) {
-        let request = Request { to: Home::Host, reason: Reason::Revoked, discard: false, tickets: Vec::new() };
+        let request =
+            Request { to: Home::Host, reason: Reason::Revoked, discard: false, tickets: Vec::new() };
         self.request(index, request, backing, now);
     }
 
@@ -89,7 +94,8 @@ impl Windows {
             && !self.is_quarantined(index);
         let room = self.window(index).map_or(usize::MAX, |w| w.len);
         if may && self.cmb.as_ref().is_some_and(|c| c.pool.largest_free() >= room) {
-            let request = Request { to: Home::Cmb, reason: Reason::Policy, discard: false, tickets: Vec::new() };
+            let request =
+                Request { to: Home::Cmb, reason: Reason::Policy, discard: false, tickets: Vec::new() };
             self.request(index, request, backing, now);
         }
     }
@@ -112,7 +118,6 @@ impl Windows {
         self.promote(index, backing, now);
         true
     }
-
 }
 
 /// Whether a window can be pushed out: not while it moves, is mapped by a peer, or is bound to the CMB.

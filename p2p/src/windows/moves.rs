@@ -156,7 +156,9 @@ impl Windows {
                     return true;
                 }
             }
-            if phase == Phase::Copy && self.window(index).and_then(|w| w.moving.as_ref()).is_some_and(|m| m.phase == Phase::Copy) {
+            if phase == Phase::Copy
+                && self.window(index).and_then(|w| w.moving.as_ref()).is_some_and(|m| m.phase == Phase::Copy)
+            {
                 // Out of budget for this poll.
                 return true;
             }
@@ -189,7 +191,9 @@ impl Windows {
     /// Step 2, and the look at the slots that begins step 3.
     fn freeze_window(&mut self, index: u32, now: u64) -> Result<(), WindowsError> {
         let deadline = now.saturating_add(self.grace);
-        let Some(w) = self.windows.get_mut(index as usize).and_then(Option::as_deref_mut) else { return Ok(()) };
+        let Some(w) = self.windows.get_mut(index as usize).and_then(Option::as_deref_mut) else {
+            return Ok(());
+        };
         w.generation = freeze::<Native>(Self::guard(&self.control, index)?, w.generation);
         let mut writers = Vec::new();
         for Holder { client, dirty_word, .. } in &w.holders {
@@ -218,7 +222,9 @@ impl Windows {
     ) -> Result<bool, WindowsError> {
         let peers_quiet = self.peers.writers_drained(index);
         let clients = &self.clients;
-        let Some(w) = self.windows.get_mut(index as usize).and_then(Option::as_deref_mut) else { return Ok(false) };
+        let Some(w) = self.windows.get_mut(index as usize).and_then(Option::as_deref_mut) else {
+            return Ok(false);
+        };
         let Some(m) = w.moving.as_mut() else { return Ok(false) };
         m.writers.retain(|writer| {
             clients
@@ -246,7 +252,9 @@ impl Windows {
         let still_mapped = self.unmap_writing_peers(index);
         self.harvest(index);
         let device = self.control.device_generation();
-        let Some(w) = self.windows.get_mut(index as usize).and_then(Option::as_deref_mut) else { return Ok(false) };
+        let Some(w) = self.windows.get_mut(index as usize).and_then(Option::as_deref_mut) else {
+            return Ok(false);
+        };
         let Some(m) = w.moving.as_mut() else { return Ok(false) };
         let guard = Self::guard(&self.control, index)?;
         if (!m.fenced.is_empty() || !still_mapped.is_empty()) && !m.hidden {
@@ -265,7 +273,9 @@ impl Windows {
         let mut claims = self.unmap_reading_peers(index);
         claims.extend(still_mapped);
 
-        let Some(w) = self.windows.get_mut(index as usize).and_then(Option::as_deref_mut) else { return Ok(false) };
+        let Some(w) = self.windows.get_mut(index as usize).and_then(Option::as_deref_mut) else {
+            return Ok(false);
+        };
         let Some(m) = w.moving.take() else { return Ok(false) };
         let old = PagesOut::new(w, index, now.saturating_add(self.grace), m.request.tickets.clone());
         let place = Place::new(to, dest, device).unwrap_or(Place::NONE);
@@ -307,8 +317,11 @@ impl Windows {
         let retry = now.saturating_add(self.grace);
         let clients = &self.clients;
         let peers = &self.peers;
-        let Some(m) =
-            self.windows.get_mut(index as usize).and_then(Option::as_deref_mut).and_then(|w| w.moving.as_mut())
+        let Some(m) = self
+            .windows
+            .get_mut(index as usize)
+            .and_then(Option::as_deref_mut)
+            .and_then(|w| w.moving.as_mut())
         else {
             return Ok(false);
         };

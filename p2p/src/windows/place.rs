@@ -223,7 +223,7 @@ impl Windows {
     /// Takes room in the host cache for a window: its own offset, in a lane where nobody silent may still write.
     pub(super) fn take_host(&mut self, index: u32) -> Result<u64, Reason> {
         let Some(w) = self.window(index) else { return Err(Reason::Policy) };
-        let (object, offset, len) = (w.object, w.offset, w.len as u64);
+        let (object, offset, len, home, now_at) = (w.object, w.offset, w.len as u64, w.home, w.at);
         if len > self.host_limit {
             return Err(Reason::TooLarge);
         }
@@ -233,8 +233,9 @@ impl Windows {
         if self.host_bytes + len > self.host_limit {
             return Err(Reason::HostFull);
         }
-        let taken = |at: u64| self.out.iter().any(|o| o.home == Home::Host && o.object == object && o.at == at);
-        let own = |at: u64| w.home == Home::Host && w.at == at;
+        let taken =
+            |at: u64| self.out.iter().any(|o| o.home == Home::Host && o.object == object && o.at == at);
+        let own = |at: u64| home == Home::Host && now_at == at;
         let at = (0..LANES).map(|lane| lane * LANE + offset).find(|at| !taken(*at) && !own(*at));
         let Some(at) = at else { return Err(Reason::Quarantine) };
         if let Err(e) = self.host_file(object) {
@@ -298,7 +299,8 @@ impl Windows {
         into: &mut [u8],
         backing: &mut dyn Backing,
     ) -> Result<(), WindowsError> {
-        let size = self.objects.get(&object).ok_or(WindowsError::UnknownObject(object))?.options.window_size as u64;
+        let size =
+            self.objects.get(&object).ok_or(WindowsError::UnknownObject(object))?.options.window_size as u64;
         let mut at = bytes.start;
         let mut done = 0;
         while done < into.len() {

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
+use super::Windows;
 use super::clients::Client;
 use super::peers::Peers;
 use super::revoke::Ticket;
 use super::window::Window;
-use super::Windows;
 use crate::layout::{Home, Place, SECTION_SLOTS, SectionKind, SectionWord};
 use crate::protocol::{Native, busy, moved_on};
 
@@ -58,7 +58,17 @@ pub(super) struct PagesOut {
 impl PagesOut {
     pub(super) fn new(w: &Window, window: u32, deadline: u64, tickets: Vec<Ticket>) -> Self {
         let claims = Vec::new();
-        Self { window, object: w.object, home: w.home, at: w.at, len: w.len, claims, deadline, tickets, counted: false }
+        Self {
+            window,
+            object: w.object,
+            home: w.home,
+            at: w.at,
+            len: w.len,
+            claims,
+            deadline,
+            tickets,
+            counted: false,
+        }
     }
 }
 
@@ -111,7 +121,8 @@ impl Windows {
                 let Some(seen) = busy::<Native>(word, index, SectionKind::Borrow) else { continue };
                 // The note says where the borrow is. Not written yet: it may be here.
                 let place = Place::from_word(note.load(Ordering::Acquire));
-                let here = place.home() == Home::None || (place.home() == old.home && place.offset() == old.at);
+                let here =
+                    place.home() == Home::None || (place.home() == old.home && place.offset() == old.at);
                 if here {
                     claims.push(Claim::Section { client: holder.client, slot, word: seen });
                 }

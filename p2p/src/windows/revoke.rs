@@ -266,8 +266,12 @@ impl Windows {
             worked = true;
             match self.window(index).map(|w| (w.home, w.moving.is_some())) {
                 Some((Home::Cmb, _) | (_, true)) => {
-                    let request =
-                        Request { to: Home::Host, reason: Reason::Revoked, discard: false, tickets: vec![ticket] };
+                    let request = Request {
+                        to: Home::Host,
+                        reason: Reason::Revoked,
+                        discard: false,
+                        tickets: vec![ticket],
+                    };
                     self.request(index, request, backing, now);
                 }
                 home => {
@@ -289,7 +293,9 @@ impl Windows {
     /// A window whose bytes are where they were is valid again under the new device generation.
     pub(super) fn restamp(&mut self, index: u32) -> Result<(), WindowsError> {
         let device = self.control.device_generation();
-        let Some(w) = self.windows.get_mut(index as usize).and_then(Option::as_deref_mut) else { return Ok(()) };
+        let Some(w) = self.windows.get_mut(index as usize).and_then(Option::as_deref_mut) else {
+            return Ok(());
+        };
         if w.home == Home::None || w.moving.as_ref().is_some_and(|m| m.frozen()) {
             return Ok(());
         }

@@ -37,10 +37,6 @@ pub(super) struct Window {
 }
 
 impl Window {
-    pub(super) fn pages(&self) -> usize {
-        self.len / 4096
-    }
-
     pub(super) fn key(&self) -> crate::policy::Key {
         (self.object, self.offset)
     }
