@@ -29,7 +29,7 @@ impl Geometry {
     pub(crate) fn check(&self, op: Op, lba: u64, bytes: u64) -> Result<u64, DiskError> {
         let block_size = u64::from(self.block_size);
         let count = bytes / block_size;
-        if bytes % block_size != 0 || lba.checked_add(count).is_none_or(|end| end > self.blocks) {
+        if !bytes.is_multiple_of(block_size) || lba.checked_add(count).is_none_or(|end| end > self.blocks) {
             return Err(DiskError::BadRange {
                 op,
                 lba,

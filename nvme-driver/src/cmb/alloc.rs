@@ -29,7 +29,7 @@ impl CmbAllocator {
     pub fn free(&mut self, offset: usize, len: usize) -> Result<(), NotAllocated> {
         let bad = NotAllocated { start: offset as u64, len: len as u64 };
         let len = len.checked_next_multiple_of(PAGE).ok_or(bad)?;
-        if offset % PAGE != 0 || offset.checked_add(len).is_none_or(|end| end > self.size) {
+        if !offset.is_multiple_of(PAGE) || offset.checked_add(len).is_none_or(|end| end > self.size) {
             return Err(bad);
         }
         self.free.give(offset as u64, len as u64)

@@ -137,7 +137,7 @@ impl NvmeDisk {
             return Err(refuse(format!("the controller does not support data there (CMBSZ.{bit} is 0)")));
         }
         let size = cmb.memory.len();
-        if offset.checked_add(len).is_none_or(|end| end > size) || offset % 4 != 0 {
+        if offset.checked_add(len).is_none_or(|end| end > size) || !offset.is_multiple_of(4) {
             return Err(refuse(format!("{len} bytes at offset {offset:#x} do not fit its {size:#x} bytes")));
         }
         Ok(cmb.bus_address + offset as u64)
@@ -214,6 +214,6 @@ impl Disk for NvmeDisk {
 }
 
 // A piece holds at least one Dataset Management range and a whole number of blocks.
-const _: () = assert!(PIECE % PAGE == 0 && DEPTH > 0);
+const _: () = assert!(PIECE.is_multiple_of(PAGE) && DEPTH > 0);
 /// How often a waiting call looks at CSTS, so that a removed controller is noticed long before its commands are late.
 const HEALTH: Duration = Duration::from_secs(1);

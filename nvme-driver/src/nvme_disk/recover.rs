@@ -48,7 +48,7 @@ impl NvmeDisk {
 
     pub(super) fn is_time_to_look(&self, idle: u32) -> bool {
         let inline = self.controller().function().needs_step();
-        idle % if inline { POLLS_INLINE } else { POLLS } == 0
+        idle.is_multiple_of(if inline { POLLS_INLINE } else { POLLS })
     }
 
     /// Looks at the clock, and at the controller if it is time. `true` if commands were dealt with.

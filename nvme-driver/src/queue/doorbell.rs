@@ -36,15 +36,17 @@ impl Doorbell {
                 // SAFETY: derived from a checked, aligned word of `_page`, which this value keeps mapped.
                 unsafe { register.as_ref() }.store(u32::from(value), Ordering::Release);
             }
-            Self::Call { function, offset } => call(function.as_ref(), *offset, value),
+            Self::Call { .. } => self.call(value),
         }
     }
-}
 
-/// A doorbell write that fails means that the device is gone: the command's deadline finds that out from the registers.
-#[cold]
-fn call(function: &dyn PciFunction, offset: u64, value: u16) {
-    if let Err(e) = function.write32(0, offset, u32::from(value)) {
-        tracing::warn!("{}: doorbell at {offset:#x}: {e}", function.name());
+    /// A doorbell write that fails means that the device is gone: the command's deadline finds that out from the registers.
+    #[cold]
+    #[inline(never)]
+    fn call(&self, value: u16) {
+        let Self::Call { function, offset } = self else { return };
+        if let Err(e) = function.write32(0, *offset, u32::from(value)) {
+            tracing::warn!("{}: doorbell at {offset:#x}: {e}", function.name());
+        }
     }
 }

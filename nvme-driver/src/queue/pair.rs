@@ -139,11 +139,8 @@ pub(crate) struct Parts {
 pub struct QueuePair {
     cq: CompletionRing,
     sq: SubmissionRing,
-    cq_head: u16,
-    sq_tail: u16,
-    /// The tail the device knows.
-    sq_rung: u16,
-    phase: bool,
+    /// The submission queue tail that the device knows.
+    rung: u16,
     qid: u16,
     mask: u16,
     max_transfer: usize,
@@ -165,10 +162,7 @@ impl QueuePair {
         let mut pair = Self {
             cq: parts.cq,
             sq: parts.sq,
-            cq_head: 0,
-            sq_tail: 0,
-            sq_rung: 0,
-            phase: true,
+            rung: 0,
             qid: parts.qid,
             mask: entries - 1,
             max_transfer: parts.max_transfer,
@@ -187,9 +181,9 @@ impl QueuePair {
     /// As new, in the same memory: after a reset, or before the queue is created. Commands in flight are given up;
     /// `abandoned` gets their tokens. The device must not be using the queue.
     pub(crate) fn restart(&mut self, mut abandoned: impl FnMut(u64)) -> Result<(), OutOfRange> {
-        self.cq.memory().zero()?;
-        self.sq.memory().zero()?;
-        (self.cq_head, self.sq_tail, self.sq_rung, self.phase) = (0, 0, 0, true);
+        self.cq.restart()?;
+        self.sq.restart()?;
+        self.rung = 0;
         for slot in &mut self.slots {
             if slot.live & FREE == 0 {
                 abandoned(slot.token);
@@ -206,8 +200,8 @@ impl QueuePair {
         Layout {
             qid: self.qid,
             entries: self.mask + 1,
-            sq_address: self.sq.memory().bus_address(),
-            cq_address: self.cq.memory().bus_address(),
+            sq_address: self.sq.bus_address(),
+            cq_address: self.cq.bus_address(),
         }
     }
 
@@ -269,30 +263,34 @@ impl QueuePair {
         slot.token = token;
         slot.seen = UNSEEN;
         self.free.pop();
-        self.sq.put(self.sq_tail, command.with_cid(cid));
-        self.sq_tail = (self.sq_tail + 1) & self.mask;
+        self.sq.push(command.with_cid(cid));
         Ok(cid)
     }
 
     /// Tells the device of everything submitted since the last time: one doorbell write, or none if there is nothing new.
     #[inline]
     pub fn ring(&mut self) {
-        if self.sq_tail != self.sq_rung {
-            self.sq_rung = self.sq_tail;
-            self.sq_doorbell.ring(self.sq_tail);
+        let tail = self.sq.tail();
+        if tail != self.rung {
+            self.rung = tail;
+            self.sq_doorbell.ring(tail);
         }
     }
 
-    /// Takes up to `max` completions and gives each to `each`, with its own status; returns how many. Never blocks. A
+    /// Takes up to `max` (at least one) completions and gives each to `each`, with its own status; returns how many. Never blocks. A
     /// completion that makes no sense ends the batch with an error, after the good ones before it were given out;
     /// the next call goes on behind it.
     #[inline]
     pub fn reap(&mut self, max: usize, mut each: impl FnMut(Done)) -> Result<usize, QueueError> {
+        let Some(mut high) = self.cq.peek() else {
+            if self.step.is_some() {
+                self.step_device();
+            }
+            return Ok(0);
+        };
         let mut count = 0;
-        while count < max {
-            let Some(entry) = self.cq.get(self.cq_head, self.phase) else { break };
-            self.cq_head = (self.cq_head + 1) & self.mask;
-            self.phase ^= self.cq_head == 0;
+        loop {
+            let entry = self.cq.take(high);
             let index = entry.cid & self.mask;
             let good = entry.sqid == self.qid && entry.sqhd <= self.mask;
             match self.slots.get_mut(usize::from(index)) {
@@ -303,18 +301,31 @@ impl QueuePair {
                     count += 1;
                     each(Done { token, status: entry.status(), result: entry.dw0 });
                 }
-                _ => {
-                    self.cq_doorbell.ring(self.cq_head);
-                    return Err(self.complain(entry));
-                }
+                _ => return Err(self.reject(entry)),
+            }
+            match self.cq.peek() {
+                Some(next) if count < max => high = next,
+                _ => break,
             }
         }
-        if count > 0 {
-            self.cq_doorbell.ring(self.cq_head);
-        } else if let Some(device) = &self.step {
+        self.cq_doorbell.ring(self.cq.head());
+        Ok(count)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn step_device(&self) {
+        if let Some(device) = &self.step {
             device.step();
         }
-        Ok(count)
+    }
+
+    /// Skips a completion that makes no sense, and says what is wrong with it.
+    #[cold]
+    #[inline(never)]
+    fn reject(&mut self, entry: Completion) -> QueueError {
+        self.cq_doorbell.ring(self.cq.head());
+        self.complain(entry)
     }
 
     /// Puts a slot back. The stack has room for all slots from the start, so nothing is allocated.
@@ -325,7 +336,6 @@ impl QueuePair {
         }
     }
 
-    #[cold]
     fn complain(&self, entry: Completion) -> QueueError {
         let (qid, cid) = (self.qid, entry.cid);
         if entry.sqid != qid {

@@ -65,7 +65,10 @@ impl RingMemory {
 #[derive(Debug)]
 pub(crate) struct SubmissionRing {
     words: NonNull<AtomicU64>,
+    /// Entries, a power of two, less one.
     mask: u16,
+    /// Where the next entry goes: at most `mask`.
+    tail: u16,
     memory: RingMemory,
 }
 
@@ -76,30 +79,49 @@ impl SubmissionRing {
     /// `entries` is a power of two.
     pub(crate) fn new(memory: RingMemory, entries: u16) -> Result<Self, OutOfRange> {
         debug_assert!(entries.is_power_of_two());
-        Ok(Self { words: memory.words(usize::from(entries) * 8)?, mask: entries - 1, memory })
+        Ok(Self { words: memory.words(usize::from(entries) * 8)?, mask: entries - 1, tail: 0, memory })
     }
 
-    pub(crate) fn memory(&self) -> &RingMemory {
-        &self.memory
+    pub(crate) fn bus_address(&self) -> u64 {
+        self.memory.bus_address
+    }
+
+    pub(crate) fn tail(&self) -> u16 {
+        self.tail
+    }
+
+    /// Empty, all zeros.
+    pub(crate) fn restart(&mut self) -> Result<(), OutOfRange> {
+        self.tail = 0;
+        self.memory.zero()
     }
 
     /// Stores an entry in aligned 8-byte pieces, which real CMBs take.
     #[inline]
-    pub(crate) fn put(&self, index: u16, command: Command) {
+    pub(crate) fn push(&mut self, command: Command) {
         let words: [u64; 8] = bytemuck::cast(command);
-        let first = usize::from(index & self.mask) * 8;
+        let first = usize::from(self.tail) * 8;
         for (i, word) in words.into_iter().enumerate() {
-            // SAFETY: `new` checked `(mask + 1) * 8` words, and `index & mask` is at most `mask`.
-            unsafe { self.words.add(first + i).as_ref() }.store(word, Ordering::Relaxed);
+            // SAFETY: `new` checked `(mask + 1) * 8` words, and `tail` is at most `mask`.
+            unsafe { self.words.add(first + i).as_ref() }.store(word.to_le(), Ordering::Relaxed);
         }
+        self.tail = (self.tail + 1) & self.mask;
     }
 }
+
+/// The phase tag in the upper half of a completion queue entry.
+const PHASE: u64 = 1 << 48;
 
 /// Completion queue entries. Only ever loaded, but for the zeroing before the queue is created.
 #[derive(Debug)]
 pub(crate) struct CompletionRing {
     words: NonNull<AtomicU64>,
+    /// Entries, a power of two, less one.
     mask: u16,
+    /// The entry to look at next: at most `mask`.
+    head: u16,
+    /// The phase tag that makes the entry at `head` a new one: [`PHASE`] or 0.
+    phase: u64,
     memory: RingMemory,
 }
 
@@ -110,25 +132,52 @@ impl CompletionRing {
     /// `entries` is a power of two.
     pub(crate) fn new(memory: RingMemory, entries: u16) -> Result<Self, OutOfRange> {
         debug_assert!(entries.is_power_of_two());
-        Ok(Self { words: memory.words(usize::from(entries) * 2)?, mask: entries - 1, memory })
+        let words = memory.words(usize::from(entries) * 2)?;
+        Ok(Self { words, mask: entries - 1, head: 0, phase: PHASE, memory })
     }
 
-    pub(crate) fn memory(&self) -> &RingMemory {
-        &self.memory
+    pub(crate) fn bus_address(&self) -> u64 {
+        self.memory.bus_address
     }
 
-    /// The entry at `index` if its phase tag is `phase`. The half with the tag is loaded first, once, with acquire:
-    /// everything the device stored before it, the data included, is visible after.
+    pub(crate) fn head(&self) -> u16 {
+        self.head
+    }
+
+    /// Empty, all zeros; so the first round's phase tag is 1.
+    pub(crate) fn restart(&mut self) -> Result<(), OutOfRange> {
+        (self.head, self.phase) = (0, PHASE);
+        self.memory.zero()
+    }
+
+    /// The upper half of the entry at the head if that is a new one. It is loaded once, with acquire: everything the
+    /// device stored before it, the data included, is visible after.
     #[inline]
-    pub(crate) fn get(&self, index: u16, phase: bool) -> Option<Completion> {
-        let first = usize::from(index & self.mask) * 2;
-        // SAFETY: `new` checked `(mask + 1) * 2` words, and `index & mask` is at most `mask`.
-        let high = unsafe { self.words.add(first + 1).as_ref() }.load(Ordering::Acquire);
-        if ((high >> 48) & 1 == 1) != phase {
-            return None;
+    pub(crate) fn peek(&self) -> Option<u64> {
+        // SAFETY: `new` checked `(mask + 1) * 2` words, and `head` is at most `mask`.
+        let high = unsafe { self.words.add(usize::from(self.head) * 2 + 1).as_ref() }
+            .load(Ordering::Acquire)
+            .to_le();
+        ((high ^ self.phase) & PHASE == 0).then_some(high)
+    }
+
+    /// Takes the entry whose upper half [`peek`](Self::peek) returned.
+    #[inline]
+    pub(crate) fn take(&mut self, high: u64) -> Completion {
+        // SAFETY: as in `peek`.
+        let low =
+            unsafe { self.words.add(usize::from(self.head) * 2).as_ref() }.load(Ordering::Relaxed).to_le();
+        self.head = (self.head + 1) & self.mask;
+        if self.head == 0 {
+            self.phase ^= PHASE;
         }
-        // SAFETY: as above.
-        let low = unsafe { self.words.add(first).as_ref() }.load(Ordering::Relaxed);
-        Some(bytemuck::cast([low.to_le(), high.to_le()]))
+        Completion {
+            dw0: low as u32,
+            dw1: (low >> 32) as u32,
+            sqhd: high as u16,
+            sqid: (high >> 16) as u16,
+            cid: (high >> 32) as u16,
+            status_phase: (high >> 48) as u16,
+        }
     }
 }
