@@ -213,9 +213,8 @@ impl Leases {
         false
     }
 
-    /// Freed blocks that a layout still covers (first, count).
-    pub(crate) fn held(&self) -> impl Iterator<Item = (u64, u64)> {
-        self.held.iter().map(|h| (h.1, h.2))
+    pub(crate) fn held_blocks(&self) -> u64 {
+        self.held.iter().map(|h| h.2).sum()
     }
 
     /// Recalls that nobody was told about yet.

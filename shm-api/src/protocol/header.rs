@@ -95,6 +95,8 @@ ops! {
     Fault = 35,
     /// Move windows out of the CMB, or all of everything.
     Revoke = 36,
+    /// Read bytes in the reply itself: the last resort when no window can be placed anywhere.
+    Read = 37,
     /// Attach an emulated peer.
     PeerAttach = 48,
     /// Map a file's range for a peer's DMA.

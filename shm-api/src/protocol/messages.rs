@@ -315,6 +315,33 @@ wire_struct! {
     }
 }
 
+/// Most bytes that one `Read` returns.
+pub const MAX_READ: u32 = 16 * 1024;
+
+wire_struct! {
+    /// `Read`.
+    ReadRequest {
+        /// An open file.
+        handle: u64,
+        /// First byte.
+        offset: u64,
+        /// Number of bytes, at most [`MAX_READ`].
+        len: u32,
+        /// Always 0.
+        reserved: u32,
+    }
+}
+
+wire_struct! {
+    /// Reply to `Read`; the bytes follow. Behind the end of the file they are zeros.
+    ReadReply {
+        /// Number of bytes.
+        len: u32,
+        /// Always 0.
+        reserved: u32,
+    }
+}
+
 wire_struct! {
     /// `Commit`.
     CommitRequest {

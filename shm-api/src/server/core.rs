@@ -1,0 +1,286 @@
+//! What the server knows: the filesystem, the windows, who has what open, and the jobs that take longer than one turn.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+
+use nvme_driver::disk::Disk;
+use nvme_driver::mem::Mapping;
+use p2p::windows::{Config, Scope, Windows, WindowsError};
+
+use super::backing::FileBacking;
+use super::jobs::{Job, Work};
+use super::session::{OpenFile, ReplyTo, Session};
+use super::{ServerError, ServerOptions};
+use crate::protocol::{ErrorCode, WireError};
+
+/// Files that nobody has open any more but whose windows are kept for the next who opens them.
+const KEEP_CLOSED: usize = 64;
+/// Time to wait at the end for windows that are moving, in nanoseconds.
+const LAST_MOVES: u64 = 2_000_000_000;
+
+/// An inode that clients have open.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Opened {
+    /// How many open files name it.
+    pub(super) count: u32,
+    /// How many of them belong to clients that may not map the CMB.
+    pub(super) without_cmb: u32,
+}
+
+/// Counted since the start.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counts {
+    pub(super) expelled: u64,
+    pub(super) died: u64,
+    pub(super) commits: u64,
+    pub(super) clients: u64,
+}
+
+pub(crate) struct Core {
+    pub(super) backing: FileBacking,
+    pub(super) windows: Windows,
+    pub(super) server_uid: u32,
+    pub(super) window_size: usize,
+    pub(super) grace: u64,
+    pub(super) opened: HashMap<u64, Opened>,
+    pub(super) closed: VecDeque<u64>,
+    pub(super) jobs: Vec<Job>,
+    pub(super) counts: Counts,
+    unread: Vec<u32>,
+    pending: bool,
+}
+
+/// An error of the windows' as it goes to a client.
+pub(super) fn windows_error(error: &WindowsError) -> WireError {
+    let code = match error {
+        WindowsError::TooManyWindows(_) | WindowsError::TooManyDirtyPages(_) => ErrorCode::TooMany,
+        WindowsError::Backing(_) => ErrorCode::Device,
+        WindowsError::Peer(_) => ErrorCode::PeerFault,
+        WindowsError::TooFar(_) => ErrorCode::TooBig,
+        _ => ErrorCode::Internal,
+    };
+    WireError::new(code, error.to_string())
+}
+
+impl Core {
+    pub(crate) fn new(
+        fs: extent_fs::Filesystem<Box<dyn Disk>>,
+        options: &ServerOptions,
+    ) -> Result<Self, ServerError> {
+        let grace = u64::try_from(options.grace.as_nanos()).unwrap_or(u64::MAX);
+        let config = Config { grace, host_limit: options.host_cache, ..Config::default() };
+        let backing = FileBacking::new(fs);
+        let cmb = backing.fs.disk().cmb().cloned();
+        let windows = Windows::new(cmb, config)?;
+        Ok(Self {
+            backing,
+            windows,
+            server_uid: rustix::process::geteuid().as_raw(),
+            window_size: options.window_size,
+            grace,
+            opened: HashMap::new(),
+            closed: VecDeque::new(),
+            jobs: Vec::new(),
+            counts: Counts::default(),
+            unread: Vec::new(),
+            pending: false,
+        })
+    }
+
+    /// The control pages, for the server word.
+    pub(crate) fn control_memory(&self) -> &Arc<Mapping> {
+        self.windows.control().memory()
+    }
+
+    pub(crate) fn count_expelled(&mut self) {
+        self.counts.expelled += 1;
+    }
+
+    /// Whether something is under way that no descriptor announces.
+    pub(crate) fn is_moving(&self) -> bool {
+        self.pending
+    }
+
+    /// Whether somebody waits for it.
+    pub(crate) fn has_jobs(&self) -> bool {
+        !self.jobs.is_empty()
+    }
+
+    /// Moves on windows and jobs, and answers those that are done. True if anything was.
+    pub(crate) fn step(&mut self, sessions: &mut BTreeMap<u32, Session>, now: u64) -> bool {
+        self.counts.clients = sessions.len() as u64;
+        let polled = self.windows.poll(&mut self.backing, now);
+        self.pending = polled.pending;
+        let mut busy = polled.worked;
+        let mut waiting = Vec::new();
+        for mut job in std::mem::take(&mut self.jobs) {
+            match self.advance(&mut job, now) {
+                None => waiting.push(job),
+                Some(result) => {
+                    busy = true;
+                    let Some((id, to)) = job.to else { continue };
+                    let Some(session) = sessions.get_mut(&id) else { continue };
+                    if let (Err(_), Work::Truncate { opened: Some((reply, _)), .. }) = (&result, &job.work)
+                        && let Err(e) = self.close(session, reply.handle, now)
+                    {
+                        tracing::debug!("a file that could not be opened after all: {e}");
+                    }
+                    if session.answer(to, result).is_err() {
+                        self.unread.push(id);
+                    }
+                }
+            }
+        }
+        // Jobs may have started others.
+        waiting.append(&mut self.jobs);
+        self.jobs = waiting;
+        self.pending |= !self.jobs.is_empty();
+        busy
+    }
+
+    /// Clients that left their replies unread.
+    pub(crate) fn take_expelled(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.unread)
+    }
+
+    /// Counts one more user of an inode. The filesystem keeps it alive from here on.
+    pub(super) fn open_inode(&mut self, ino: u64, has_cmb: bool) -> Result<(), WireError> {
+        self.backing.fs.open(ino).map_err(|e| super::names::fs_error(&e))?;
+        self.closed.retain(|c| *c != ino);
+        let opened = self.opened.entry(ino).or_default();
+        opened.count += 1;
+        opened.without_cmb += u32::from(!has_cmb);
+        let result = self.place_object(ino).map_err(|e| windows_error(&e));
+        if result.is_err() {
+            self.close_inode(ino, has_cmb, 0);
+        }
+        result
+    }
+
+    /// While a client has the file open that cannot reach the CMB, its windows live where everybody can reach them.
+    fn place_object(&mut self, ino: u64) -> Result<(), WindowsError> {
+        use p2p::windows::{ObjectOptions, Placement};
+        let host_only = self.opened.get(&ino).is_some_and(|o| o.without_cmb > 0);
+        let placement = if host_only { Placement::HostOnly } else { Placement::Auto };
+        self.windows.add_object(ino, ObjectOptions { window_size: self.window_size, placement })
+    }
+
+    /// Counts one user less. The last one of a file without a name takes it along: first its windows go, then its blocks.
+    pub(super) fn close_inode(&mut self, ino: u64, has_cmb: bool, now: u64) {
+        if let Some(opened) = self.opened.get_mut(&ino) {
+            opened.count -= 1;
+            opened.without_cmb -= u32::from(!has_cmb);
+            if opened.count > 0 {
+                if let Err(e) = self.place_object(ino) {
+                    tracing::warn!("inode {ino}: {e}");
+                }
+                return self.close_in_fs(ino);
+            }
+            self.opened.remove(&ino);
+        }
+        let nameless = self.backing.fs.stat(ino).is_ok_and(|s| s.nlink == 0);
+        if nameless {
+            return self.forget(ino, now);
+        }
+        if let Err(e) = self.place_object(ino) {
+            tracing::warn!("inode {ino}: {e}");
+        }
+        self.close_in_fs(ino);
+        self.closed.push_back(ino);
+        if self.closed.len() > KEEP_CLOSED
+            && let Some(oldest) = self.closed.pop_front()
+        {
+            match self.windows.evict(&Scope::Object(oldest), &mut self.backing, now) {
+                Ok(ticket) => self.jobs.push(Job::unasked(Work::Retire { ino: oldest, ticket })),
+                Err(e) => tracing::warn!("inode {oldest}: {e}"),
+            }
+        }
+    }
+
+    pub(super) fn close_in_fs(&mut self, ino: u64) {
+        if let Err(e) = self.backing.fs.close(ino) {
+            tracing::warn!("closing inode {ino}: {e}");
+        }
+    }
+
+    /// Drops the windows of an inode that has no name and no user left, then lets the filesystem free it.
+    /// The filesystem must hold it open once more for this.
+    pub(super) fn forget(&mut self, ino: u64, now: u64) {
+        self.closed.retain(|c| *c != ino);
+        match self.windows.invalidate(ino, &(0..p2p::layout::LANE), &mut self.backing, now) {
+            Ok(ticket) => self.jobs.push(Job::unasked(Work::Forget { ino, ticket })),
+            Err(e) => {
+                // Its blocks stay allocated until the next mount: better than reused under a window.
+                tracing::error!("inode {ino}: {e}");
+            }
+        }
+    }
+
+    /// Gives back everything a session has. With `holds` false its windows are somebody else's business already.
+    fn close_everything(&mut self, session: &mut Session, now: u64) {
+        for (_, peer) in session.peers.drain() {
+            self.detach_peer(&peer, now);
+        }
+        let files: Vec<OpenFile> = session.files.drain().map(|(_, file)| file).collect();
+        for file in files {
+            self.close_inode(file.ino, session.has_cmb, now);
+        }
+    }
+
+    /// The client's process is dead.
+    pub(crate) fn client_died(&mut self, session: &mut Session, now: u64) {
+        if let Some(client) = session.client.take() {
+            if !session.maps.is_empty() {
+                self.counts.died += 1;
+            }
+            self.windows.client_died(client, &mut self.backing, now);
+        }
+        session.maps.clear();
+        self.close_everything(session, now);
+    }
+
+    /// The client's connection is gone but its process lives. True: it still had windows, and is to be watched until it dies.
+    pub(crate) fn client_left(&mut self, session: &mut Session, now: u64) -> bool {
+        let Some(client) = session.client else { return false };
+        if session.maps.is_empty() {
+            // It gave everything back before it left.
+            self.client_died(session, now);
+            return false;
+        }
+        match self.windows.revoke(&Scope::Client(client), &mut self.backing, now) {
+            Ok(_) => tracing::info!(id = session.id, "client left with windows mapped: they are taken back"),
+            Err(e) => tracing::warn!(id = session.id, "client left with windows mapped: {e}"),
+        }
+        true
+    }
+
+    /// Writes everything back and unmounts. Clients have seen the server word go: what they store from here on they know to be lost.
+    pub(crate) fn shut_down(mut self, clock: &dyn Fn() -> u64) -> Result<(), ServerError> {
+        let started = clock();
+        let mut nobody = BTreeMap::new();
+        while self.pending && clock().saturating_sub(started) < LAST_MOVES {
+            self.step(&mut nobody, clock());
+        }
+        let objects: std::collections::BTreeSet<u64> = self.windows.iter().map(|(_, w)| w.object).collect();
+        let mut first_error = None;
+        for object in objects {
+            let nameless = self.backing.fs.stat(object).is_ok_and(|s| s.nlink == 0);
+            if nameless {
+                continue;
+            }
+            if let Err(e) = self.windows.commit(object, &(0..p2p::layout::LANE), &mut self.backing) {
+                tracing::error!("writing back inode {object}: {e}");
+                first_error.get_or_insert(e);
+            }
+        }
+        drop(self.windows);
+        self.backing.fs.unmount()?;
+        first_error.map_or(Ok(()), |e| Err(e.into()))
+    }
+
+    /// Queues work whose answer goes to a client.
+    pub(super) fn begin(&mut self, session: u32, to: ReplyTo, work: Work) {
+        self.pending = true;
+        self.jobs.push(Job { to: Some((session, to)), work });
+    }
+}

@@ -1,0 +1,234 @@
+//! What takes longer than one turn: each job is asked in every turn whether it is done.
+
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+
+use extent_fs::FsError;
+use p2p::layout::Home;
+use p2p::windows::{Ensured, PeerPath, Progress, Report, Ticket, Want};
+
+use super::core::{Core, windows_error};
+use super::names::fs_error;
+use super::session::{PeerEntry, ReplyTo};
+use crate::protocol::messages::{
+    CommitReply, FaultReply, OpenReply, PLACE_CMB, PLACE_HOST, PLACE_NONE, PeerMapReply, RevokeReply,
+};
+use crate::protocol::{ErrorCode, WireError};
+
+/// Windows written back in one turn of a commit, so that others get theirs.
+const WINDOWS_PER_TURN: u64 = 8;
+/// Longest that one request waits for a window that is moving, in nanoseconds. The client asks again.
+const PATIENCE: u64 = 5_000_000_000;
+
+/// A job, and who waits for it.
+pub(crate) struct Job {
+    pub(super) to: Option<(u32, ReplyTo)>,
+    pub(super) work: Work,
+}
+
+impl Job {
+    /// Work that nobody waits for.
+    pub(super) fn unasked(work: Work) -> Self {
+        Self { to: None, work }
+    }
+}
+
+pub(super) enum Work {
+    /// A window is to be resident.
+    Fault { slot: u32, want: Want, leave_cmb: bool, since: u64 },
+    /// A revocation is to be through.
+    Revoke { ticket: Ticket, since: u64 },
+    /// Dirty windows are to be written back, from `at` on, and the file synced.
+    Commit { ino: u64, at: u64, end: u64, size: u64, from_cmb: u64, from_host: u64 },
+    /// Windows behind a file's new end are to go; then the file is cut. If that was part of opening it, its reply.
+    Truncate {
+        ino: u64,
+        size: u64,
+        excluded: Range<u64>,
+        ticket: Ticket,
+        opened: Option<(OpenReply, OwnedFd)>,
+    },
+    /// A nameless inode's windows are to go; then its blocks.
+    Forget { ino: u64, ticket: Ticket },
+    /// A closed file's windows are to go, to make room for others.
+    Retire { ino: u64, ticket: Ticket },
+    /// A peer is to reach a window.
+    PeerMap { peer: PeerEntry, slot: u32, write: bool, since: u64 },
+}
+
+/// What a finished job has to say.
+pub(super) enum Answer {
+    Nothing,
+    Open(OpenReply, OwnedFd),
+    Fault(FaultReply),
+    Revoke(RevokeReply),
+    Commit(CommitReply),
+    PeerMap(PeerMapReply),
+}
+
+fn retry(text: &str) -> WireError {
+    WireError::new(ErrorCode::NotResident, text)
+}
+
+pub(super) fn place_number(home: Home) -> u32 {
+    match home {
+        Home::None => PLACE_NONE,
+        Home::Cmb => PLACE_CMB,
+        Home::Host => PLACE_HOST,
+    }
+}
+
+impl Core {
+    /// Moves a job on. `None`: not done yet.
+    pub(super) fn advance(&mut self, job: &mut Job, now: u64) -> Option<Result<Answer, WireError>> {
+        match &mut job.work {
+            Work::Fault { slot, want, leave_cmb, since } => {
+                let late = now.saturating_sub(*since) > PATIENCE;
+                self.fault(*slot, *want, *leave_cmb, now)
+                    .or_else(|| late.then(|| Err(retry("the window is still moving; ask again"))))
+            }
+            Work::Revoke { ticket, since } => {
+                let report = self.done(*ticket)?;
+                Some(Ok(Answer::Revoke(RevokeReply {
+                    windows: report.moved,
+                    freed: report.freed_bytes / 4096,
+                    quarantined: report.quarantined_bytes / 4096,
+                    fenced: report.silent,
+                    nanoseconds: now.saturating_sub(*since),
+                })))
+            }
+            Work::Commit { ino, at, end, size, from_cmb, from_host } => {
+                let step = (*at + WINDOWS_PER_TURN * self.window_size as u64).min(*end);
+                match self.windows.commit(*ino, &(*at..step), &mut self.backing) {
+                    Ok(done) => {
+                        *from_cmb += done.cmb_bytes;
+                        *from_host += done.host_bytes;
+                    }
+                    Err(e) => return Some(Err(windows_error(&e))),
+                }
+                *at = step;
+                if *at < *end {
+                    return None;
+                }
+                let (ino, size, from_cmb, from_host) = (*ino, *size, *from_cmb, *from_host);
+                Some(self.sync(ino, size).map(|size| {
+                    self.counts.commits += 1;
+                    Answer::Commit(CommitReply { size, from_cmb, from_host })
+                }))
+            }
+            Work::Truncate { ino, size, excluded, ticket, opened } => {
+                let (ino, size, excluded) = (*ino, *size, excluded.clone());
+                let report = self.done(*ticket)?;
+                let result = match report.failed.first() {
+                    Some(why) => Err(WireError::new(ErrorCode::Internal, why.clone())),
+                    None => self.backing.fs.truncate(ino, size).map_err(|e| fs_error(&e)),
+                };
+                self.windows.readmit(ino, &excluded);
+                Some(result.map(|()| match opened.take() {
+                    Some((reply, fd)) => Answer::Open(OpenReply { size, ..reply }, fd),
+                    None => Answer::Nothing,
+                }))
+            }
+            Work::Forget { ino, ticket } => {
+                let ino = *ino;
+                let report = self.done(*ticket)?;
+                if report.failed.is_empty() && report.quarantined_bytes == 0 {
+                    self.windows.remove_object(ino);
+                }
+                self.close_in_fs(ino);
+                Some(Ok(Answer::Nothing))
+            }
+            Work::Retire { ino, ticket } => {
+                let ino = *ino;
+                let report = self.done(*ticket)?;
+                if report.failed.is_empty() && !self.opened.contains_key(&ino) {
+                    self.windows.remove_object(ino);
+                }
+                Some(Ok(Answer::Nothing))
+            }
+            Work::PeerMap { peer, slot, write, since } => {
+                let (id, slot, write) = (peer.id, *slot, *write);
+                let late = now.saturating_sub(*since) > PATIENCE;
+                match self.windows.map_peer(id, slot, write, &mut self.backing, now) {
+                    Ok(PeerPath::Direct(mapping)) => {
+                        let first = self.windows.status(slot).map_or(0, |w| w.offset);
+                        let len = mapping.len as u64;
+                        let reply =
+                            PeerMapReply { iova: mapping.iova, len, first, place: PLACE_CMB, reason: 0 };
+                        Some(Ok(Answer::PeerMap(reply)))
+                    }
+                    Ok(PeerPath::Bounce(why)) => Some(Err(WireError::new(
+                        ErrorCode::Unsupported,
+                        format!(
+                            "the peer cannot reach this window directly ({why}); copy through host memory"
+                        ),
+                    ))),
+                    Ok(PeerPath::Moving) if late => Some(Err(retry("the window is still moving; ask again"))),
+                    Ok(PeerPath::Moving) => None,
+                    Err(e) => Some(Err(windows_error(&e))),
+                }
+            }
+        }
+    }
+
+    /// The report of a revocation that is through.
+    fn done(&mut self, ticket: Ticket) -> Option<Report> {
+        match self.windows.progress(ticket) {
+            Some(Progress::Pending(_)) => None,
+            Some(Progress::Done(report)) => {
+                for why in &report.failed {
+                    tracing::error!("a window could not be moved: {why}");
+                }
+                Some(report)
+            }
+            None => Some(Report::default()),
+        }
+    }
+
+    /// Tries to have a window resident now. `None`: it is moving.
+    pub(super) fn fault(
+        &mut self,
+        slot: u32,
+        want: Want,
+        leave_cmb: bool,
+        now: u64,
+    ) -> Option<Result<Answer, WireError>> {
+        let ensured = match self.windows.ensure(slot, want, &mut self.backing, now) {
+            Ok(ensured) => ensured,
+            Err(e) => return Some(Err(windows_error(&e))),
+        };
+        match ensured {
+            Ensured::Moving => None,
+            Ensured::Refused(why) => Some(Err(retry(&format!("no place for the window now: {why}")))),
+            Ensured::Ready(Home::Cmb, _) if leave_cmb => {
+                // For a client that cannot reach the CMB: move it to where it can.
+                let scope = p2p::windows::Scope::Window(slot);
+                match self.windows.revoke(&scope, &mut self.backing, now) {
+                    Ok(ticket) => {
+                        self.jobs.push(Job::unasked(Work::Revoke { ticket, since: now }));
+                        None
+                    }
+                    Err(e) => Some(Err(windows_error(&e))),
+                }
+            }
+            Ensured::Ready(home, why) => {
+                let incarnation = self.windows.handle(slot).map_or(0, |h| h.incarnation);
+                let place = place_number(home);
+                Some(Ok(Answer::Fault(FaultReply { slot, incarnation, place, reason: why as u32 })))
+            }
+        }
+    }
+
+    /// Makes a file durable, at least `size` bytes long (0: as long as it is). Returns its size.
+    fn sync(&mut self, ino: u64, size: u64) -> Result<u64, WireError> {
+        let fs = &mut self.backing.fs;
+        let mut commit = || -> Result<u64, FsError> {
+            if size > fs.stat(ino)?.size {
+                fs.truncate(ino, size)?;
+            }
+            fs.sync(ino)?;
+            Ok(fs.stat(ino)?.size)
+        };
+        commit().map_err(|e| fs_error(&e))
+    }
+}

@@ -1,0 +1,134 @@
+//! The server: one thread that owns a filesystem and its windows and serves clients over a Unix socket.
+//!
+//! * `reactor`: the thread's loop: sockets, rings, deaths
+//! * `session`, `outbox`: one client's connection, and what waits to be sent to it
+//! * `core`: what is open, and by whom; the joint state
+//! * `requests`, `files`, `names`, `peers`: what clients ask for
+//! * `jobs`: what takes longer than one turn
+//! * `permission`: who may do what (P8)
+//! * `backing`: where a window's bytes are on the drive
+//! * `stop`: how it ends
+//!
+//! ```no_run
+//! use shm_api::server::{Server, ServerOptions};
+//! # fn disk() -> Box<dyn nvme_driver::disk::Disk> { unimplemented!() }
+//!
+//! let filesystem = extent_fs::Filesystem::mount(disk(), extent_fs::MountOptions::default())?;
+//! let server = Server::new(filesystem, ServerOptions::new("/run/cmbfs.sock"))?;
+//! server.stop_on_signals()?.run()?; // until SIGTERM: then everything is written back, synced and unmounted
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+mod backing;
+mod core;
+mod files;
+mod jobs;
+mod names;
+mod outbox;
+mod peers;
+mod permission;
+mod reactor;
+mod requests;
+mod session;
+mod stop;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use extent_fs::{Filesystem, FsError};
+use nvme_driver::disk::Disk;
+use p2p::windows::WindowsError;
+
+pub use crate::transport::listener::ListenError;
+pub use stop::StopHandle;
+
+use crate::transport::listener::Listener;
+
+/// How to serve.
+#[derive(Clone, Debug)]
+pub struct ServerOptions {
+    /// Where to listen.
+    pub socket: PathBuf,
+    /// Bytes per window: a power of two from 4 KiB. What is moved, revoked and written back as one.
+    pub window_size: usize,
+    /// How long a silent client may delay a revocation.
+    pub grace: Duration,
+    /// Bytes of host memory for the cache.
+    pub host_cache: u64,
+}
+
+impl ServerOptions {
+    /// Listening on `socket`, with the usual values for the rest.
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self {
+            socket: socket.into(),
+            window_size: p2p::layout::DEFAULT_WINDOW,
+            grace: Duration::from_millis(20),
+            host_cache: 1 << 30,
+        }
+    }
+}
+
+/// Serving failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The socket could not be opened.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The windows failed.
+    #[error(transparent)]
+    Windows(#[from] WindowsError),
+    /// The filesystem failed.
+    #[error(transparent)]
+    Filesystem(#[from] FsError),
+    /// The system refused.
+    #[error("cannot {what}: {source}")]
+    System {
+        /// What was attempted.
+        what: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+/// A server that listens. Clients can connect from [`new`](Self::new) on, and are answered as soon as it runs.
+pub struct Server {
+    core: core::Core,
+    listener: Listener,
+    stop: StopHandle,
+    signals: Option<OwnedFd>,
+}
+
+impl Server {
+    /// Takes a mounted filesystem and begins to listen.
+    pub fn new(filesystem: Filesystem<Box<dyn Disk>>, options: ServerOptions) -> Result<Self, ServerError> {
+        let listener = Listener::bind(&options.socket)?;
+        let stop =
+            StopHandle::new().map_err(|source| ServerError::System { what: "make an eventfd", source })?;
+        Ok(Self { core: core::Core::new(filesystem, &options)?, listener, stop, signals: None })
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> &Path {
+        self.listener.path()
+    }
+
+    /// Ends it from another thread.
+    pub fn stop_handle(&self) -> StopHandle {
+        self.stop.clone()
+    }
+
+    /// Has SIGTERM and SIGINT end it in an orderly way. Blocks both signals in this thread, so call it before starting others.
+    pub fn stop_on_signals(mut self) -> Result<Self, ServerError> {
+        let fd =
+            stop::signals().map_err(|source| ServerError::System { what: "watch for signals", source })?;
+        self.signals = Some(fd);
+        Ok(self)
+    }
+
+    /// Serves until stopped. Then everything is written back, synced and unmounted.
+    pub fn run(self) -> Result<(), ServerError> {
+        reactor::Reactor::new(self.core, self.listener, self.stop, self.signals).run()
+    }
+}

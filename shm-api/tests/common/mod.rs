@@ -1,0 +1,124 @@
+//! A server on an emulated drive, in a thread of this process or in a process of its own.
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use extent_fs::{Filesystem, FormatOptions, MountOptions};
+use shm_api::client::Client;
+use shm_api::server::{Server, ServerOptions, StopHandle};
+
+/// A server in a thread. Stopped when dropped.
+pub struct Serving {
+    pub socket: PathBuf,
+    stop: StopHandle,
+    thread: Option<std::thread::JoinHandle<()>>,
+    _dir: tempfile::TempDir,
+}
+
+/// What to serve, as the helper processes get it on their command line.
+#[derive(Clone, Copy)]
+pub struct Setup<'a> {
+    pub url: &'a str,
+    pub window: usize,
+    pub grace_ms: u64,
+}
+
+pub const SMALL: Setup<'static> = Setup { url: "emu:ram?size=64M&cmb=4M", window: 64 * 1024, grace_ms: 20 };
+
+/// Opens the device and mounts it, formatting it first if it is empty.
+pub fn filesystem(url: &str) -> Filesystem<Box<dyn nvme_driver::disk::Disk>> {
+    let device = nvme_driver::open(&url.parse().unwrap(), &nvme_driver::OpenOptions::default()).unwrap();
+    let mut disk = device.disk().unwrap();
+    if !extent_fs::probe(&mut disk).unwrap() {
+        extent_fs::format(&mut disk, &FormatOptions::default()).unwrap();
+    }
+    // The controller must outlive its disks; the process ends with it.
+    std::mem::forget(device);
+    Filesystem::mount(disk, MountOptions::default()).unwrap()
+}
+
+pub fn options(socket: &Path, setup: Setup<'_>) -> ServerOptions {
+    ServerOptions {
+        window_size: setup.window,
+        grace: Duration::from_millis(setup.grace_ms),
+        ..ServerOptions::new(socket)
+    }
+}
+
+impl Serving {
+    pub fn start(setup: Setup<'_>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s");
+        let server = Server::new(filesystem(setup.url), options(&socket, setup)).unwrap();
+        let stop = server.stop_handle();
+        let thread = std::thread::spawn(move || server.run().unwrap());
+        Self { socket, stop, thread: Some(thread), _dir: dir }
+    }
+
+    pub fn client(&self) -> Client {
+        Client::connect(&self.socket).unwrap()
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.stop.stop();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+            && !std::thread::panicking()
+        {
+            panic!("the server panicked");
+        }
+    }
+}
+
+/// A process started by [`spawn`]. Killed when dropped.
+pub struct Process(pub Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Runs this test binary again, in the role that `ROLE` names: see [`role`].
+pub fn spawn(role: &str, args: &[&str]) -> Process {
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "helper_process", "--nocapture", "--test-threads=1"])
+        .env("CMBFS_TEST_ROLE", role)
+        .env("CMBFS_TEST_ARGS", args.join("\n"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    Process(child)
+}
+
+/// The role and arguments of a helper process; `None` in the test itself.
+pub fn role() -> Option<(String, Vec<String>)> {
+    let role = std::env::var("CMBFS_TEST_ROLE").ok()?;
+    let args = std::env::var("CMBFS_TEST_ARGS").unwrap_or_default();
+    Some((role, args.lines().map(str::to_owned).collect()))
+}
+
+/// Waits until something is so; fails after half a minute.
+pub fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !done() {
+        assert!(started.elapsed() < Duration::from_secs(30), "never: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Connects as soon as the server listens.
+pub fn connect(socket: &Path) -> Client {
+    let mut client = None;
+    until("the server answers", || {
+        client = Client::connect(socket).ok();
+        client.is_some()
+    });
+    client.unwrap()
+}
