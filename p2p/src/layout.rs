@@ -56,7 +56,7 @@ pub const DIRTY: usize = 4096;
 pub mod section {
     /// `u64`: the packed [`SectionWord`](super::SectionWord).
     pub const WORD: usize = 0;
-    /// `u64`: for a borrow, the generation it was taken at plus one; 0 while it is not known yet.
+    /// `u64`: for a borrow, the word of the place it is of; 0 while that is not known yet.
     pub const NOTE: usize = 8;
 }
 

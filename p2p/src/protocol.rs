@@ -198,6 +198,9 @@ pub fn mark_dirty<M: Memory>(word: &M::Word, bits: u64) {
 }
 
 /// Begins a borrow: the bytes at the returned place stay as they are, or become a snapshot, until [`leave_borrow`].
+///
+/// The note says where the borrow is, so that only those pages wait for it: else one silent borrow would hold up the pages of
+/// every later move of the window too. A client that lies in it harms its own snapshot.
 #[inline]
 pub fn enter_borrow<M: Memory>(
     guard: Guard<'_, M::Word>,
@@ -211,7 +214,7 @@ pub fn enter_borrow<M: Memory>(
     M::fence(Fence::Enter);
     match look::<M>(guard) {
         Ok(seen) => {
-            note.store(seen.generation.wrapping_add(1), Ordering::Release);
+            note.store(seen.place.word(), Ordering::Release);
             Ok(seen)
         }
         Err(closed) => {

@@ -1,0 +1,237 @@
+//! A server's windows over memory that plays the drive, and clients in the same process.
+#![allow(dead_code, unreachable_pub, reason = "each test uses its own part of a module that all include")]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use nvme_driver::disk::CmbMemory;
+use nvme_driver::mem::{Access, Mapping};
+use p2p::backing::{Backing, BackingError};
+use p2p::control::{ControlPages, WindowHandle};
+use p2p::reader::Outcome;
+use p2p::region::{Region, RegionKind, View};
+use p2p::windows::{ClientId, Config, Ensured, Hold, ObjectOptions, Progress, Report, Ticket, Want, Windows};
+use p2p::writer::{Slots, WriteHandle};
+use rand_xoshiro::Xoshiro256PlusPlus;
+use rand_xoshiro::rand_core::{Rng, SeedableRng};
+
+/// The drive: bytes per object, and the CMB that it reads into and writes from.
+#[derive(Debug)]
+pub struct Drive {
+    pub cmb: Arc<Mapping>,
+    pub objects: BTreeMap<u64, Vec<u8>>,
+    pub fail_writes: bool,
+    pub time_out_reads: bool,
+    pub host_bytes: u64,
+    rng: Option<(Xoshiro256PlusPlus, u64)>,
+}
+
+impl Drive {
+    /// Fails `per_mille` of 1000 transfers into or out of the CMB.
+    pub fn unreliable(&mut self, seed: u64, per_mille: u64) {
+        self.rng = Some((Xoshiro256PlusPlus::seed_from_u64(seed), per_mille));
+    }
+
+    fn failing(&mut self) -> Result<(), BackingError> {
+        if let Some((rng, per_mille)) = self.rng.as_mut()
+            && rng.next_u64() % 1000 < *per_mille
+        {
+            return Err(failed("a transfer that fails at random"));
+        }
+        Ok(())
+    }
+
+    fn bytes(&self, object: u64, offset: u64, into: &mut [u8]) {
+        into.fill(0);
+        if let Some(o) = self.objects.get(&object) {
+            let from = (offset as usize).min(o.len());
+            let end = (from + into.len()).min(o.len());
+            into[..end - from].copy_from_slice(&o[from..end]);
+        }
+    }
+
+    fn set(&mut self, object: u64, offset: u64, from: &[u8]) {
+        let o = self.objects.entry(object).or_default();
+        let start = (offset as usize).min(o.len());
+        let end = (start + from.len()).min(o.len());
+        o[start..end].copy_from_slice(&from[..end - start]);
+    }
+}
+
+pub fn failed(what: &str) -> BackingError {
+    BackingError::Failed { what: what.to_owned(), source: "by the test".into() }
+}
+
+impl Backing for Drive {
+    fn read_to_cmb(&mut self, object: u64, offset: u64, at: usize, len: usize) -> Result<(), BackingError> {
+        if self.time_out_reads {
+            return Err(BackingError::TimedOut("read".to_owned()));
+        }
+        self.failing()?;
+        let mut bytes = vec![0; len];
+        self.bytes(object, offset, &mut bytes);
+        self.cmb.write(at, &bytes).unwrap();
+        Ok(())
+    }
+
+    fn read_to_host(&mut self, object: u64, offset: u64, into: &mut [u8]) -> Result<(), BackingError> {
+        self.host_bytes += into.len() as u64;
+        self.bytes(object, offset, into);
+        Ok(())
+    }
+
+    fn write_from_cmb(
+        &mut self,
+        object: u64,
+        offset: u64,
+        at: usize,
+        len: usize,
+    ) -> Result<(), BackingError> {
+        if self.fail_writes {
+            return Err(failed("write"));
+        }
+        self.failing()?;
+        let mut bytes = vec![0; len];
+        self.cmb.read(at, &mut bytes).unwrap();
+        self.set(object, offset, &bytes);
+        Ok(())
+    }
+
+    fn write_from_host(&mut self, object: u64, offset: u64, from: &[u8]) -> Result<(), BackingError> {
+        if self.fail_writes {
+            return Err(failed("write"));
+        }
+        self.host_bytes += from.len() as u64;
+        self.set(object, offset, from);
+        Ok(())
+    }
+}
+
+/// Windows, the drive behind them, and a clock.
+#[derive(Debug)]
+pub struct Rig {
+    pub windows: Windows,
+    pub drive: Drive,
+    pub now: u64,
+}
+
+pub const GRACE: u64 = 1_000_000;
+
+pub fn config() -> Config {
+    Config { slots: 256, grace: GRACE, settle: 0, dirty_words: 4096, ..Config::default() }
+}
+
+impl Rig {
+    pub fn new(cmb_bytes: usize, config: Config) -> Self {
+        let cmb = Mapping::memfd("cmb", cmb_bytes.max(4096)).unwrap();
+        let memory = CmbMemory {
+            memory: Arc::clone(&cmb),
+            bus_address: 0x1000_0000,
+            is_device_memory: false,
+            read_data: true,
+            write_data: true,
+        };
+        let windows = Windows::new((cmb_bytes > 0).then_some(memory), config).unwrap();
+        let drive = Drive {
+            cmb,
+            objects: BTreeMap::new(),
+            fail_writes: false,
+            time_out_reads: false,
+            host_bytes: 0,
+            rng: None,
+        };
+        Self { windows, drive, now: 0 }
+    }
+
+    /// An object of `len` bytes that no other has: byte `i` is a function of object and `i`.
+    pub fn object(&mut self, object: u64, len: usize, window_size: usize) {
+        self.drive.objects.insert(object, (0..len).map(|i| pattern(object, i)).collect());
+        let options = ObjectOptions { window_size, ..ObjectOptions::default() };
+        self.windows.add_object(object, options).unwrap();
+    }
+
+    pub fn client(&mut self) -> Client {
+        let (id, region) = self.windows.attach().unwrap();
+        let control_fd = self.windows.control_fd().unwrap();
+        let len = self.windows.control().memory().len();
+        let control =
+            ControlPages::open(Mapping::from_fd(control_fd, 0, len, Access::ReadOnly).unwrap()).unwrap();
+        let cmb = Region::new(Arc::clone(&self.drive.cmb), 0, RegionKind::Ordinary);
+        Client { id, control, slots: Slots::new(region), view: View { cmb: Some(cmb), host: Vec::new() } }
+    }
+
+    /// Maps the first `len` bytes of the object's host cache (lanes 0 and 1) into the client's view.
+    pub fn map_host(&mut self, client: &mut Client, object: u64, len: usize) {
+        for lane in 0..2 {
+            let fd = self.windows.host_fd(object, true).unwrap();
+            let base = lane * p2p::layout::LANE;
+            let memory = Mapping::from_fd(fd, base, len, Access::ReadWrite).unwrap();
+            client.view.host.push(Region::new(memory, base, RegionKind::Ordinary));
+        }
+    }
+
+    pub fn hold(&mut self, client: &Client, object: u64, offset: u64, write: bool) -> Hold {
+        self.windows.hold(client.id, object, offset, write).unwrap()
+    }
+
+    pub fn ensure(&mut self, hold: &Hold) -> Ensured {
+        self.ensure_want(hold, Want::Auto)
+    }
+
+    pub fn ensure_want(&mut self, hold: &Hold, want: Want) -> Ensured {
+        self.windows.ensure(hold.handle.index, want, &mut self.drive, self.now).unwrap()
+    }
+
+    pub fn poll(&mut self) {
+        self.windows.poll(&mut self.drive, self.now);
+    }
+
+    /// Polls until the ticket is done, letting time pass as needed.
+    pub fn finish(&mut self, ticket: Ticket) -> Report {
+        for _ in 0..10_000 {
+            self.poll();
+            match self.windows.progress(ticket) {
+                Some(Progress::Done(report)) => return report,
+                Some(Progress::Pending(_)) => self.now += GRACE / 4,
+                None => panic!("the ticket is spent"),
+            }
+        }
+        panic!("never done: {ticket:?}");
+    }
+
+    pub fn revoke(&mut self, scope: &p2p::windows::Scope) -> Report {
+        let ticket = self.windows.revoke(scope, &mut self.drive, self.now).unwrap();
+        self.finish(ticket)
+    }
+}
+
+pub fn pattern(object: u64, at: usize) -> u8 {
+    (object as usize * 131 + at * 7 + at / 251) as u8
+}
+
+/// One client: what a client process has mapped.
+#[derive(Debug)]
+pub struct Client {
+    pub id: ClientId,
+    pub control: ControlPages,
+    pub slots: Arc<Slots>,
+    pub view: View,
+}
+
+impl Client {
+    pub fn read(&self, window: WindowHandle, offset: usize, len: usize) -> (Outcome, Vec<u8>) {
+        let mut bytes = vec![0; len];
+        (self.control.read(window, &self.view, offset, &mut bytes), bytes)
+    }
+}
+
+pub fn writing(hold: &Hold) -> WriteHandle {
+    WriteHandle { window: hold.handle, dirty_word: hold.dirty_word.unwrap() }
+}
+
+/// The seed of a run: from the environment, so that a failure can be repeated.
+pub fn seed(default: u64) -> u64 {
+    let seed = std::env::var("SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(default);
+    println!("SEED={seed}");
+    seed
+}
