@@ -12,9 +12,10 @@ use crate::emu::{Backing, Config, EmuError, EmulatedController};
 use crate::file_disk::{FileDisk, FileDiskError};
 use crate::lock::{ImageLock, LockError};
 use crate::nvme_disk::NvmeDisk;
-use crate::pci::{PciAddress, PciFunction};
+use crate::pci::{PciAddress, PciError, PciFunction};
 use crate::url::{DEFAULT_SIZE, DeviceUrl, EmulatedBacking, EmulatedUrl};
 use crate::vfio::{VfioError, VfioFunction};
+use crate::vfio_user::VfioUserFunction;
 
 /// How to open a device.
 #[derive(Clone, Debug)]
@@ -74,9 +75,9 @@ pub enum OpenError {
     /// The controller could not be brought up or used.
     #[error(transparent)]
     Controller(#[from] ControllerError),
-    /// This kind of device is not there yet.
-    #[error("{0} devices are not built yet")]
-    NotBuilt(&'static str),
+    /// There is no vfio-user server, or not a usable one.
+    #[error(transparent)]
+    VfioUser(PciError),
 }
 
 #[derive(Debug)]
@@ -116,7 +117,9 @@ pub fn open(url: &DeviceUrl, options: &OpenOptions) -> Result<Device, OpenError>
             let function = VfioFunction::open(*address);
             nvme(function.map_err(|source| OpenError::Vfio { address: *address, source })?, None, None)?
         }
-        DeviceUrl::VfioUser(_) => return Err(OpenError::NotBuilt("vfio-user")),
+        DeviceUrl::VfioUser(socket) => {
+            nvme(VfioUserFunction::connect(socket).map_err(OpenError::VfioUser)?, None, None)?
+        }
     };
     Ok(Device { url: url.clone(), kind })
 }

@@ -1,9 +1,8 @@
 //! Serving a function over a Unix socket: one client at a time, the next one after it has gone.
 
 use std::fs;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -13,13 +12,10 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg,
-};
 
-use super::protocol::{HEADER, Header, MAX_FDS};
-use super::session::{Reply, Session};
+use super::protocol::{HEADER, Header};
+use super::session::Session;
+use super::transport::{receive, send};
 use crate::pci::{PciError, PciFunction};
 
 /// How long a client may leave a message half sent, or a reply unread, before it is dropped.
@@ -156,60 +152,7 @@ fn serve_one(stream: &UnixStream, session: &mut Session) -> Result<(), Errno> {
     let mut body = vec![0; header.body_len().ok_or(Errno::PROTO)?];
     receive(stream, &mut body, &mut fds)?;
     match session.handle(header, &body, fds)? {
-        Some(reply) => send(stream, &reply),
+        Some(reply) => send(stream, &reply.bytes, &reply.fds),
         None => Ok(()),
     }
-}
-
-/// Fills `into`, collecting the descriptors that come along.
-fn receive(stream: &UnixStream, into: &mut [u8], fds: &mut Vec<OwnedFd>) -> Result<(), Errno> {
-    let mut done = 0;
-    while done < into.len() {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let got = match recvmsg(
-            stream,
-            &mut [IoSliceMut::new(&mut into[done..])],
-            &mut control,
-            RecvFlags::CMSG_CLOEXEC,
-        ) {
-            Ok(got) => got,
-            Err(Errno::INTR) => continue,
-            Err(e) => return Err(e),
-        };
-        for message in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(more) = message {
-                fds.extend(more);
-            }
-        }
-        if got.bytes == 0 {
-            return Err(Errno::PIPE);
-        }
-        if got.flags.contains(rustix::net::ReturnFlags::CTRUNC) || fds.len() > MAX_FDS {
-            return Err(Errno::PROTO);
-        }
-        done += got.bytes;
-    }
-    Ok(())
-}
-
-fn send(stream: &UnixStream, reply: &Reply) -> Result<(), Errno> {
-    let borrowed: Vec<_> = reply.fds.iter().map(AsFd::as_fd).collect();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    if !borrowed.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&borrowed)) {
-        return Err(Errno::MSGSIZE);
-    }
-    let mut done = 0;
-    while done < reply.bytes.len() {
-        match sendmsg(stream, &[IoSlice::new(&reply.bytes[done..])], &mut control, SendFlags::NOSIGNAL) {
-            Ok(n) => {
-                done += n;
-                control.clear(); // the descriptors went with the first bytes
-            }
-            Err(Errno::INTR) => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(())
 }

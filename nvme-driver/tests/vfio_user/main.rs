@@ -4,10 +4,19 @@
 //! * `raw`: the client
 //! * `handshake`, `device`, `dma`: what the protocol specification asks for, section by section
 //! * `nvme`: an admin queue brought up by hand through the socket
+//! * `client`: our client, on our server and on servers that misbehave; and the `vfio_user` crate's client on our server
 //! * `fuzz`: random messages (`CMBFS_SEED`, `CMBFS_FUZZ_MESSAGES`)
+#[cfg(test)]
+mod client;
+#[cfg(test)]
 mod device;
+#[cfg(test)]
 mod dma;
+#[cfg(test)]
 mod fuzz;
+#[cfg(test)]
 mod handshake;
+#[cfg(test)]
 mod nvme;
+#[cfg(test)]
 mod raw;
