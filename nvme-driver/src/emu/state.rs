@@ -180,6 +180,8 @@ impl State {
 
     /// CC.EN went from 0 to 1.
     fn enable(&mut self) {
+        // A shutdown while disabled is over.
+        self.regs.csts.set_shst(0);
         if !self.regs.configuration_is_valid() {
             tracing::debug!(cc = ?self.regs.cc, "configuration not supported: fatal status");
             self.fatal();

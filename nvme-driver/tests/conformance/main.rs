@@ -11,6 +11,7 @@
 //! * `pci`: config space and interrupts
 //! * `faults`: injected faults
 //! * `power`: the volatile write cache and power cuts
+//! * `threads`: a controller on its own thread, and killed processes
 //! * `host`: the raw host they share
 
 #[cfg(test)]
@@ -33,3 +34,5 @@ mod power;
 mod queues;
 #[cfg(test)]
 mod registers;
+#[cfg(test)]
+mod threads;

@@ -253,9 +253,12 @@ fn shutdown() {
 /// Base 3.1.5: EN may be cleared and shutdown asked for in one write.
 #[test]
 fn shutdown_while_disabled() {
-    let h = Host::ready();
+    let mut h = Host::ready();
     h.w32(regs::CC, Host::cc_enabled().with_en(false).with_shn(1).into_bits());
     assert_eq!((h.csts().rdy(), h.csts().shst()), (false, 2));
+    h.enable();
+    assert_eq!(h.csts().shst(), 0);
+    h.ok(0, get_feature(7));
 }
 
 /// PCI "Bus Master Enable": off, the function does no DMA; on again, it goes on.

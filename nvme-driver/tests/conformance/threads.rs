@@ -1,0 +1,150 @@
+//! The controller on a thread of its own, and in processes that are killed.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command as Process, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use nvme_driver::emu::{Backing, Config};
+use nvme_driver::mem::{Mapping, PAGE};
+use nvme_driver::pci::DmaAccess;
+use nvme_driver::spec::{Command, Completion, regs};
+
+use crate::host::{Host, pattern, small};
+
+/// Waits for the next completion while another thread steps the controller.
+fn wait(h: &mut Host, qid: u16) -> Completion {
+    let start = Instant::now();
+    loop {
+        if let Some(done) = h.reap(qid) {
+            return done;
+        }
+        assert!(start.elapsed() < Duration::from_secs(60), "no completion");
+        std::thread::yield_now();
+    }
+}
+
+/// Whoever sees the phase tag sees the data and the rest of the entry.
+#[test]
+fn a_thread_executes_commands() {
+    let mut h = Host::with_queue();
+    assert!(h.function.needs_step());
+    let thread = h.controller.spawn(Some(0)).unwrap();
+    assert!(!h.function.needs_step());
+    let at = h.pages(2);
+    for i in 0..500u64 {
+        h.put(at, &pattern(i + 1, 4096));
+        h.submit(1, Command { prp1: at, ..Command::new(1, 1).with_blocks(i * 8, 8) });
+        assert!(wait(&mut h, 1).status().is_success());
+        h.submit(1, Command { prp1: at + 4096, ..Command::new(2, 1).with_blocks(i * 8, 8) });
+        assert!(wait(&mut h, 1).status().is_success());
+        assert_eq!(h.get(at + 4096, 4096), pattern(i + 1, 4096));
+    }
+    // Registers are served meanwhile, and a reset stops it.
+    h.disable();
+    assert!(!h.csts().rdy());
+    drop(thread);
+    assert!(h.function.needs_step());
+    h.enable();
+}
+
+/// When `dma_unmap` returns, no DMA is in flight and none lands later: what is written there afterwards stays.
+#[test]
+fn unmap_waits_for_dma_in_flight() {
+    let mut h = Host::with_queue();
+    let _thread = h.controller.spawn(None).unwrap();
+    h.submit(1, Command::new(8, 1).with_blocks(0, 256));
+    wait(&mut h, 1);
+    let memory = Mapping::anonymous(32 * PAGE).unwrap();
+    let iova = 0x7000_0000;
+    let list = h.pages(1);
+    h.put_u64s(list, &(1..32).map(|i| iova + i * 4096).collect::<Vec<_>>());
+    for round in 0..300u64 {
+        h.function.dma_map(&memory, 0, 32 * PAGE, iova, DmaAccess::ReadWrite).unwrap();
+        h.submit(1, Command { prp1: iova, prp2: list, ..Command::new(2, 1).with_blocks(0, 256) });
+        for _ in 0..round * 20 {
+            std::hint::spin_loop();
+        }
+        h.function.dma_unmap(iova, 32 * PAGE).unwrap();
+        memory.write(0, &[0x5a; 32 * PAGE]).unwrap();
+        let status = wait(&mut h, 1).status();
+        let mut got = vec![0; 32 * PAGE];
+        memory.read(0, &mut got).unwrap();
+        assert!(got.iter().all(|b| *b == 0x5a), "round {round}: a late DMA landed ({status})");
+    }
+}
+
+/// Register accesses are not starved by a busy controller thread.
+#[test]
+fn registers_while_the_thread_is_busy() {
+    let mut h = Host::with_queue();
+    let _thread = h.controller.spawn(None).unwrap();
+    let stop = AtomicBool::new(false);
+    let function = h.function.clone();
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            for _ in 0..2000 {
+                assert_eq!(function.read32(0, regs::VS).unwrap(), 0x0001_0400);
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        while !stop.load(Ordering::Relaxed) {
+            h.submit(1, Command::new(0, 1));
+            wait(&mut h, 1);
+        }
+    });
+}
+
+const IMAGE: &str = "CMBFS_TEST_IMAGE";
+
+fn image(path: std::path::PathBuf) -> Config {
+    let namespace = Backing::File { path, create: Some(1 << 20) };
+    Config { namespace, volatile_cache: true, ..small() }
+}
+
+/// Run as a process of its own by the next test: writes and flushes version after version until it is killed.
+#[test]
+fn child_that_is_killed() {
+    let Some(path) = std::env::var_os(IMAGE) else { return };
+    let mut h = Host::with_queue_on(&image(path.into()));
+    let at = h.pages(1);
+    for version in 1u64.. {
+        h.put(at, &pattern(version, 4096));
+        h.ok(1, Command { prp1: at, ..Command::new(1, 1).with_blocks(version % 64 * 8, 8) });
+        h.ok(1, Command::new(0, 1));
+        println!("\nflushed {version}");
+    }
+}
+
+/// SIGKILL of the process that holds the controller loses nothing that was flushed.
+#[test]
+fn a_killed_process_keeps_what_was_flushed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.img");
+    let mut child = Process::new(std::env::current_exe().unwrap())
+        .args(["--exact", "threads::child_that_is_killed", "--nocapture"])
+        .env(IMAGE, &path)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut flushed = 0u64;
+    for line in BufReader::new(child.stdout.take().unwrap()).lines() {
+        let line = line.unwrap();
+        if let Some(version) = line.strip_prefix("flushed ") {
+            flushed = version.parse().unwrap();
+            if flushed == 40 {
+                child.kill().unwrap();
+            }
+        }
+    }
+    child.wait().unwrap();
+    assert!(flushed >= 40);
+    let mut h = Host::with_queue_on(&image(path));
+    for version in flushed.saturating_sub(30)..=flushed {
+        let got = h.read_blocks(version % 64 * 8, 8, 512);
+        let found = u64::from_le_bytes(got[..8].try_into().unwrap()) >> 32;
+        // The place may have been taken by the next round before the kill arrived.
+        assert!(found == version || found == version + 64, "{found} instead of {version}");
+        assert_eq!(got, pattern(found, 4096));
+    }
+}
