@@ -266,7 +266,6 @@ impl Fuzz {
                 let attached = self.below(2) == 0;
                 self.controller.faults().set_namespace_attached(attached);
             }
-            97 => _ = self.controller.interrupt_pin(),
             _ => {
                 for _ in 0..self.below(40) {
                     self.controller.step();

@@ -85,12 +85,6 @@ impl EmulatedController {
         self.lock().counters.clone()
     }
 
-    /// Level of the interrupt pin: asserted while a completion queue with interrupts enabled holds entries that the host
-    /// has not consumed, unless INTMS masks its vector. Never with MSI-X in use, or with Interrupt Disable set.
-    pub fn interrupt_pin(&self) -> bool {
-        self.lock().interrupt_pin()
-    }
-
     /// Faults to inject.
     pub fn faults(&self) -> Faults<'_> {
         Faults { controller: self }

@@ -45,11 +45,6 @@ impl Msix {
         self.eventfds = eventfds;
     }
 
-    /// Whether someone listens for MSI-X.
-    pub(super) fn is_in_use(&self) -> bool {
-        !self.eventfds.is_empty()
-    }
-
     pub(super) fn set_function_mask(&mut self, on: bool) {
         self.function_mask = on;
         if !on {

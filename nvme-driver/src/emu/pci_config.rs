@@ -127,11 +127,6 @@ impl ConfigSpace {
         self.bytes[COMMAND] = (self.bytes[COMMAND] & !BUS_MASTER) | if on { BUS_MASTER } else { 0 };
     }
 
-    /// Interrupt Disable.
-    pub(super) fn pin_disabled(&self) -> bool {
-        self.bytes[COMMAND + 1] & 0b100 != 0
-    }
-
     /// MSI-X Function Mask.
     pub(super) fn msix_function_mask(&self) -> bool {
         self.bytes[MSIX_CAP + 3] & 0x40 != 0

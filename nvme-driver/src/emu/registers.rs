@@ -232,7 +232,7 @@ impl State {
     pub(super) fn write_register(&mut self, offset: u64, value: u32) {
         let disabled = !self.regs.cc.en();
         match offset {
-            // With MSI-X these are not used; for pin-based interrupts each bit masks a vector.
+            // There is no interrupt pin, and MSI-X has masks of its own: these only hold their bits.
             regs::INTMS => self.regs.int_mask |= value,
             regs::INTMC => self.regs.int_mask &= !value,
             regs::CC => self.write_cc(value),

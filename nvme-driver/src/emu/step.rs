@@ -176,22 +176,6 @@ impl State {
         worked
     }
 
-    /// See [`EmulatedController::interrupt_pin`](super::EmulatedController::interrupt_pin).
-    pub(super) fn interrupt_pin(&mut self) -> bool {
-        if self.removed || self.msix.is_in_use() || self.pci.pin_disabled() {
-            return false;
-        }
-        for cqid in 0..self.cqs.len() as u16 {
-            self.poll_head(cqid);
-        }
-        let mask = self.regs.int_mask;
-        let wants = |cq: &Cq| {
-            let unmasked = |v: u16| mask.checked_shr(u32::from(v)).is_none_or(|m| m & 1 == 0);
-            cq.unconsumed() > 0 && cq.vector.is_some_and(unmasked)
-        };
-        self.cqs.iter().flatten().any(wants)
-    }
-
     /// Sends one interrupt for each completion queue that got entries in this step.
     fn signal(&mut self) {
         while let Some(cqid) = self.to_signal.pop() {

@@ -176,24 +176,3 @@ fn masked_vectors_are_pending() {
     f.config_write(at + 2, 2, 0x8000).unwrap();
     assert_eq!((signals(&fds[2]), f.read32(bar, pba).unwrap()), (1, 0));
 }
-
-/// Base 7.5.1, 3.1.3: the pin is asserted while a queue with interrupts has unconsumed entries and is not masked.
-#[test]
-fn the_interrupt_pin() {
-    let (mut h, fds) = with_vectors();
-    drop(fds);
-    h.function.set_interrupts(&[]).unwrap();
-    assert!(!h.controller.interrupt_pin());
-    h.submit(1, Command::new(0, 1));
-    h.step(1);
-    assert!(h.controller.interrupt_pin());
-    h.w32(regs::INTMS, 1 << 2);
-    assert!(!h.controller.interrupt_pin());
-    h.w32(regs::INTMC, 1 << 2);
-    assert!(h.controller.interrupt_pin());
-    h.function.config_write(4, 2, 0x0406).unwrap();
-    assert!(!h.controller.interrupt_pin(), "Interrupt Disable");
-    h.function.config_write(4, 2, 0x0006).unwrap();
-    assert!(h.reap(1).is_some());
-    assert!(!h.controller.interrupt_pin(), "consumed");
-}
