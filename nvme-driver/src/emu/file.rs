@@ -44,6 +44,16 @@ impl ImageFile {
         Ok((Self { file, ring }, bytes))
     }
 
+    /// The file's device and inode number.
+    pub(super) fn identity(&self) -> [u8; 16] {
+        let mut id = [0; 16];
+        if let Ok(stat) = rustix::fs::fstat(&self.file) {
+            id[..8].copy_from_slice(&stat.st_dev.to_le_bytes());
+            id[8..].copy_from_slice(&stat.st_ino.to_le_bytes());
+        }
+        id
+    }
+
     /// Runs one operation to its end; its result is a count of bytes.
     fn run(&mut self, entry: &squeue::Entry) -> io::Result<usize> {
         // SAFETY: the callers' buffers are inside a `Mapping` they hold borrowed until we return, and we return only

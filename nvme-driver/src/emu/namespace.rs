@@ -17,6 +17,8 @@ pub(super) struct Namespace {
     /// Blocks are `1 << block_shift` bytes.
     pub(super) block_shift: u32,
     pub(super) cache: Option<Cache>,
+    /// Sixteen bytes that tell this namespace from others.
+    pub(super) identity: [u8; 16],
     /// Where data rests between the bus and media that is not memory.
     bounce: Arc<Mapping>,
     /// Bytes that the host has read and written, and commands for them (SMART log).
@@ -42,7 +44,8 @@ impl Namespace {
         };
         let bounce = Mapping::anonymous(4096 << config.mdts)?;
         let block_shift = config.lba_size.trailing_zeros();
-        Ok(Self { media, bytes, block_shift, cache, bounce, traffic: Traffic::default() })
+        let identity = identity(config, &media);
+        Ok(Self { media, bytes, block_shift, cache, identity, bounce, traffic: Traffic::default() })
     }
 
     pub(super) fn blocks(&self) -> u64 {
@@ -110,4 +113,21 @@ impl Namespace {
         }
         Ok(())
     }
+}
+
+/// Stable for an image (wherever it is moved on its filesystem), different between images, serial numbers and seeds.
+fn identity(config: &Config, media: &Media) -> [u8; 16] {
+    let file = match media {
+        Media::File(f) => f.identity(),
+        Media::Ram(_) | Media::Null => [0; 16],
+    };
+    // FNV-1a, twice with different starts.
+    let hash = |start: u64| {
+        let bytes = config.serial.bytes().chain(config.seed.to_le_bytes()).chain(file);
+        bytes.fold(start, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
+    };
+    let mut out = [0; 16];
+    out[..8].copy_from_slice(&hash(0xcbf2_9ce4_8422_2325).to_be_bytes());
+    out[8..].copy_from_slice(&hash(0x6362_f29c_e484_2223).to_be_bytes());
+    out
 }

@@ -30,7 +30,6 @@ pub(super) struct Fixed {
     pub(super) ready_after: u32,
     pub(super) commands_per_step: u32,
     pub(super) serial: String,
-    pub(super) seed: u64,
     pub(super) volatile_cache: bool,
     pub(super) clock: Clock,
 }
@@ -110,7 +109,6 @@ impl State {
             ready_after: config.ready_after,
             commands_per_step: config.commands_per_step,
             serial: config.serial.clone(),
-            seed: config.seed,
             volatile_cache: config.volatile_cache,
             clock: Arc::clone(&config.clock),
         };

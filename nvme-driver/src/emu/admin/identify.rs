@@ -3,7 +3,7 @@
 use bytemuck::Zeroable;
 
 use super::super::bus::Bus;
-use super::super::state::{Fixed, State};
+use super::super::state::State;
 use super::{AER_LIMIT, ERRORS_KEPT};
 use crate::spec::features::{
     CNS_ACTIVE_NAMESPACES, CNS_CONTROLLER, CNS_CS_CONTROLLER, CNS_CS_NAMESPACE, CNS_NAMESPACE,
@@ -20,20 +20,6 @@ const ONCS_TIMESTAMP_VERIFY: u16 = 1 << 6 | 1 << 7;
 pub(super) const FORMATS: [u8; 2] = [9, 12];
 /// Our PCI vendor ID, which is also in config space.
 use super::super::pci_config::VENDOR_ID;
-
-/// Sixteen bytes that tell this namespace from others.
-fn unique_bytes(fixed: &Fixed) -> [u8; 16] {
-    // FNV-1a over the serial number, twice with different starts: stable for an image, different between drives.
-    let hash = |start: u64| {
-        let seed = fixed.seed.to_le_bytes();
-        let bytes = fixed.serial.bytes().chain(seed);
-        bytes.fold(start, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
-    };
-    let mut out = [0; 16];
-    out[..8].copy_from_slice(&hash(0xcbf2_9ce4_8422_2325).to_be_bytes());
-    out[8..].copy_from_slice(&hash(0x6362_f29c_e484_2223).to_be_bytes());
-    out
-}
 
 /// Copies an ASCII string into a field padded with spaces.
 fn padded<const N: usize>(text: &str) -> [u8; N] {
@@ -110,7 +96,7 @@ impl State {
     }
 
     fn uuid(&self) -> String {
-        let b = uuid_bytes(&self.fixed);
+        let b = self.uuid_bytes();
         let hex = |r: std::ops::Range<usize>| b[r].iter().map(|x| format!("{x:02x}")).collect::<String>();
         format!("{}-{}-{}-{}-{}", hex(0..4), hex(4..6), hex(6..8), hex(8..10), hex(10..16))
     }
@@ -122,7 +108,7 @@ impl State {
                 id.nsze = self.namespace.blocks();
                 id.ncap = id.nsze;
                 id.nuse = id.nsze;
-                id.nguid = unique_bytes(&self.fixed);
+                id.nguid = self.namespace.identity;
                 id.eui64.copy_from_slice(&id.nguid[8..]);
             }
             // An inactive namespace reads as zeros.
@@ -157,11 +143,11 @@ impl State {
         if !self.admin.attached {
             return Err(Status::INVALID_NAMESPACE);
         }
-        let unique = unique_bytes(&self.fixed);
+        let unique = self.namespace.identity;
         let mut list = [0; 4096];
         let mut at = 0;
         // EUI64, NGUID, UUID.
-        let uuid = uuid_bytes(&self.fixed);
+        let uuid = self.uuid_bytes();
         for (kind, id) in [(1u8, &unique[8..]), (2, &unique[..]), (3, &uuid[..])] {
             list[at] = kind;
             list[at + 1] = id.len() as u8;
@@ -170,12 +156,12 @@ impl State {
         }
         Ok(list)
     }
-}
 
-/// As a version 4 UUID.
-fn uuid_bytes(fixed: &Fixed) -> [u8; 16] {
-    let mut b = unique_bytes(fixed);
-    b[6] = (b[6] & 0x0f) | 0x40;
-    b[8] = (b[8] & 0x3f) | 0x80;
-    b
+    /// As a version 4 UUID.
+    fn uuid_bytes(&self) -> [u8; 16] {
+        let mut b = self.namespace.identity;
+        b[6] = (b[6] & 0x0f) | 0x40;
+        b[8] = (b[8] & 0x3f) | 0x80;
+        b
+    }
 }
