@@ -87,7 +87,7 @@ enum Kind {
         emulated: Option<Arc<EmulatedController>>,
         lock: Option<Arc<ImageLock>>,
     },
-    File(FileDisk),
+    File(Box<FileDisk>),
 }
 
 /// An open device: disks on it, and what is known about it.
@@ -112,7 +112,7 @@ pub fn open(url: &DeviceUrl, options: &OpenOptions) -> Result<Device, OpenError>
             let emulated = EmulatedController::new(&config)?;
             nvme(emulated.function(), Some(emulated), lock)?
         }
-        DeviceUrl::File(path) => Kind::File(FileDisk::open(path)?),
+        DeviceUrl::File(path) => Kind::File(Box::new(FileDisk::open(path)?)),
         DeviceUrl::Pci(address) => {
             let function = VfioFunction::open(*address);
             nvme(function.map_err(|source| OpenError::Vfio { address: *address, source })?, None, None)?

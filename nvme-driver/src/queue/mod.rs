@@ -17,3 +17,6 @@ pub(crate) use doorbell::Doorbell;
 pub(crate) use pair::{Layout, Parts};
 pub(crate) use prp::{PrpLists, list_pages};
 pub(crate) use ring::{CompletionRing, RingMemory, SubmissionRing};
+
+#[cfg(test)]
+mod tests;
