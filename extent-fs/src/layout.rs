@@ -165,7 +165,12 @@ impl<D: Disk> Filesystem<D> {
                 }
             }
         }
-        if old_size < size {
+        let covers = |block: u64| {
+            extents.iter().any(|e| (e.file_offset / BLOCK..e.file_offset / BLOCK + e.blocks).contains(&block))
+        };
+        let covers_tail = covers(size / BLOCK);
+        // The bytes behind the old end become part of the file: zeros, unless the holder wrote them.
+        if old_size < size && !covers(old_size / BLOCK) {
             self.zero_part(ino, old_size, old_size.next_multiple_of(BLOCK).min(size))?;
         }
         // The data is in the device's cache at best: it must be durable before the record that makes it visible.
@@ -173,11 +178,6 @@ impl<D: Disk> Filesystem<D> {
         self.txn.guards.clear();
         self.io.unflushed = true;
         let time = self.now();
-        let tail = size / BLOCK;
-        let covers_tail = commits.iter().any(|c| (c.0..c.0 + u64::from(c.1)).contains(&tail))
-            || extents
-                .iter()
-                .any(|e| (e.file_offset / BLOCK..e.file_offset / BLOCK + e.blocks).contains(&tail));
         if commits.is_empty() && size == old_size {
             self.touch(ino, time)?;
         }
