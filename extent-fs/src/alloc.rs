@@ -28,6 +28,33 @@ impl FreeMap {
         Ok(map)
     }
 
+    /// The same where some may be used twice.
+    pub(crate) fn from_overlapping(first: u64, end: u64, used: &mut [(u64, u64)]) -> Self {
+        used.sort_unstable();
+        let mut map = Self::default();
+        let mut at = first;
+        for &(start, len) in used.iter() {
+            if start > at && at < end {
+                map.insert(at, start.min(end) - at);
+            }
+            at = at.max(start.saturating_add(len));
+        }
+        map.insert(at, end.saturating_sub(at));
+        map
+    }
+
+    /// Takes exactly these blocks. Returns false (and changes nothing) if one of them is not free.
+    pub(crate) fn take(&mut self, start: u64, len: u64) -> bool {
+        let Some((&s, &l)) = self.by_start.range(..=start).next_back() else { return false };
+        if start + len > s + l {
+            return false;
+        }
+        self.remove(s, l);
+        self.insert(s, start - s);
+        self.insert(start + len, s + l - start - len);
+        true
+    }
+
     /// Number of free blocks.
     pub(crate) fn free_blocks(&self) -> u64 {
         self.free

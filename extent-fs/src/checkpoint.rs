@@ -18,8 +18,17 @@ pub(crate) struct Checkpoint {
     next: usize,
     /// Bytes of items still to be written.
     left: u64,
+    /// Bytes of the next chunk that belong to an item begun in the one before.
+    carried: usize,
     /// Bytes of the ring that it makes free.
     frees: u64,
+}
+
+impl Checkpoint {
+    /// The blocks that it takes.
+    pub(crate) fn places(&self) -> &[Place] {
+        &self.places
+    }
 }
 
 impl<D: Disk> Filesystem<D> {
@@ -90,7 +99,8 @@ impl<D: Disk> Filesystem<D> {
             ..self.sb.clone()
         };
         self.state.begin_capture();
-        self.checkpoint = Some(Checkpoint { sb, places, next: 0, left: bytes, frees: self.ring.used });
+        self.checkpoint =
+            Some(Checkpoint { sb, places, next: 0, left: bytes, carried: 0, frees: self.ring.used });
         Ok(())
     }
 
@@ -110,7 +120,10 @@ impl<D: Disk> Filesystem<D> {
             let Some(body) = self.state.capture.as_ref().and_then(|cap| cap.ready(want_len)) else {
                 return Err(FsError::damaged("a checkpoint came out shorter than it was counted"));
             };
-            chunk::encode(c.sb.generation, c.next as u32, next, body, self.seed, &mut self.record);
+            let (first, carried) = chunk::item_starts(body, want_len, c.carried);
+            c.carried = carried;
+            let (generation, index) = (c.sb.generation, c.next as u32);
+            chunk::encode(generation, index, next, first, &body[..want_len], self.seed, &mut self.record);
             c.left = left;
             c.next += 1;
             self.io.write(place.block * BLOCK, &self.record)?;

@@ -221,7 +221,12 @@ impl<D: Disk> Filesystem<D> {
     }
 
     fn held_blocks(&self) -> u64 {
-        self.txn.freed.iter().map(|f| f.2).sum::<u64>() + self.leases.held_blocks()
+        self.held().map(|h| h.1).sum()
+    }
+
+    /// Freed blocks that must not be used yet (first, count).
+    pub(crate) fn held(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.txn.freed.iter().map(|f| (f.1, f.2)).chain(self.leases.held())
     }
 
     /// Free blocks that must stay free so that the next checkpoint fits, if the metadata grows by `growth` bytes.

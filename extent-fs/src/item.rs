@@ -124,6 +124,12 @@ fn bounded(count: u32, rest: &Take<'_>, each: usize) -> Option<usize> {
     (count.checked_mul(each)? <= rest.0.len()).then_some(count)
 }
 
+/// Length of the item at the start of `bytes`, header and all, if its header is there.
+pub(crate) fn peek_len(bytes: &[u8]) -> Option<usize> {
+    let len = Take(bytes.get(4..)?).u32()?;
+    usize::try_from(len).ok()?.checked_add(HEADER)
+}
+
 impl<'a> Item<'a> {
     /// Appends the item, header and all.
     pub(crate) fn encode(&self, b: &mut Vec<u8>) {

@@ -213,8 +213,9 @@ impl Leases {
         false
     }
 
-    pub(crate) fn held_blocks(&self) -> u64 {
-        self.held.iter().map(|h| h.2).sum()
+    /// Freed blocks that a layout still covers (first, count).
+    pub(crate) fn held(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.held.iter().map(|h| (h.1, h.2))
     }
 
     /// Recalls that nobody was told about yet.

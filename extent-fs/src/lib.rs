@@ -10,11 +10,13 @@
 //! * `log`: the ring that records live in
 //! * `extents`, `inode`, `state`: the metadata in memory, and how an item changes it
 //! * `alloc`: the free blocks
-//! * `commit`: transactions; `checkpoint`: checkpoints; `mount`: mkfs and recovery
+//! * `commit`: transactions; `checkpoint`: checkpoints; `mount`: mkfs and mount; `recover`: reading what is on disk
+//! * `verify`, `fault`: what can be wrong; `check`, `repair`, `mend`: finding it and putting it right
 //! * `layout`, `leases`: blocks handed out, recalled and fenced
 //! * `fs`: the mounted filesystem and the calls that only look; `names`, `data`: the calls that change
 
 mod alloc;
+mod check;
 mod checkpoint;
 mod chunk;
 mod codec;
@@ -22,6 +24,7 @@ mod commit;
 mod data;
 mod error;
 mod extents;
+mod fault;
 mod fs;
 mod inode;
 mod io;
@@ -29,15 +32,21 @@ mod item;
 mod layout;
 mod leases;
 mod log;
+mod mend;
 mod mount;
 mod names;
 mod record;
+mod recover;
+mod repair;
 mod state;
 mod superblock;
+mod verify;
 
+pub use check::{CheckOptions, Finding, Outcome, Report, check};
 pub use commit::Ticket;
 pub use data::Falloc;
 pub use error::FsError;
+pub use fault::Fault;
 pub use fs::{Clock, DirEntry, Filesystem, Stat, StatFs};
 pub use inode::{Ino, Kind, MAX_FILE_SIZE, ROOT};
 pub use io::BLOCK;

@@ -5,21 +5,20 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use nvme_driver::disk::Disk;
 
-use crate::alloc::FreeMap;
 use crate::checkpoint::write_superblocks;
 use crate::chunk::{self, Place};
-use crate::codec::Take;
 use crate::commit::Txn;
 use crate::error::FsError;
+use crate::fault::Faults;
 use crate::fs::{Clock, Filesystem};
-use crate::inode::{Ino, ROOT};
+use crate::inode::Ino;
 use crate::io::{BLOCK, BLOCK_LEN, BlockIo};
 use crate::item::Item;
 use crate::leases::Leases;
-use crate::log::{Image, Ring};
-use crate::record::Record;
-use crate::state::{Freed, State};
+use crate::recover::{free_map, load_checkpoint, replay};
+use crate::state::State;
 use crate::superblock::{self, COPIES, FIRST_LOG_BLOCK, MAX_LOG_BLOCKS, Superblock};
+use crate::verify::verify;
 
 /// Smallest device in blocks.
 const MIN_BLOCKS: u64 = 64;
@@ -155,7 +154,7 @@ pub fn format<D: Disk>(disk: &mut D, options: &FormatOptions) -> Result<(), FsEr
     let mut bytes = Vec::new();
     let cost = usize::try_from(state.cost).unwrap_or(0);
     let body = state.capture.as_ref().and_then(|c| c.ready(cost)).unwrap_or_default();
-    chunk::encode(1, 0, None, body, sb.seed(), &mut bytes);
+    chunk::encode(1, 0, None, 0, &body[..cost], sb.seed(), &mut bytes);
     // The old filesystem, if there was one, ends first: a cut in between leaves no filesystem, never a mixed one.
     for at in COPIES {
         io.write(at, &[0; BLOCK_LEN])?;
@@ -164,167 +163,6 @@ pub fn format<D: Disk>(disk: &mut D, options: &FormatOptions) -> Result<(), FsEr
     io.write(place.block * BLOCK, &bytes)?;
     io.flush()?;
     write_superblocks(&sb, |at, bytes| io.write(at, bytes).and_then(|()| io.flush()))
-}
-
-/// What recovery found in the log.
-pub(crate) struct Replay {
-    pub(crate) ring: Ring,
-    pub(crate) guarded: Vec<u64>,
-    /// Records replayed.
-    pub(crate) records: u64,
-}
-
-/// Reads the checkpoint that `sb` names.
-pub(crate) fn load_checkpoint<D: Disk>(
-    io: &mut BlockIo<D>,
-    sb: &Superblock,
-) -> Result<(State, Vec<Place>), FsError> {
-    let seed = sb.seed();
-    let mut state = State::empty(sb.blocks, sb.next_ino);
-    let mut places = Vec::new();
-    let mut stream: Vec<u8> = Vec::new();
-    let mut next = Some(Place { block: sb.chunk_block, blocks: u64::from(sb.chunk_blocks) });
-    let mut bytes = Vec::new();
-    while let Some(place) = next {
-        let index = places.len() as u32;
-        let broken = |why: &str| {
-            Err(FsError::damaged(format!("chunk {index} of the checkpoint, at block {}: {why}", place.block)))
-        };
-        let sound = (1..=MAX_BLOCKS_READ).contains(&place.blocks)
-            && place.block.checked_add(place.blocks).is_some_and(|end| end <= sb.blocks);
-        if !sound || places.len() as u64 > sb.blocks {
-            return broken("it lies outside the device");
-        }
-        bytes.resize((place.blocks * BLOCK) as usize, 0);
-        io.read(place.block * BLOCK, &mut bytes)?;
-        let Some(c) = chunk::decode(&bytes, sb.generation, index, seed) else {
-            return broken("checksum or generation is wrong");
-        };
-        stream.extend_from_slice(c.body);
-        next = c.next;
-        places.push(place);
-        let mut t = Take(&stream);
-        loop {
-            let before = t;
-            let len = item_len(t.0);
-            if len.is_none_or(|len| len > t.0.len()) {
-                t = before;
-                break;
-            }
-            let Some(item) = Item::decode(&mut t) else { return broken("an item in it makes no sense") };
-            if let Err(what) = state.load(&item) {
-                return broken(&what);
-            }
-        }
-        let rest = stream.len() - t.0.len();
-        stream.drain(..rest);
-    }
-    if !stream.is_empty() || state.count() != sb.inodes {
-        return Err(FsError::damaged("the checkpoint ends early"));
-    }
-    Ok((state, places))
-}
-
-const MAX_BLOCKS_READ: u64 = chunk::MAX_BLOCKS;
-
-/// Length of the item at the start of `bytes`, header and all.
-fn item_len(bytes: &[u8]) -> Option<usize> {
-    let len: [u8; 4] = bytes.get(4..8)?.try_into().ok()?;
-    usize::try_from(u32::from_le_bytes(len)).ok()?.checked_add(crate::item::HEADER)
-}
-
-/// Applies the records after the checkpoint.
-pub(crate) fn replay<D: Disk>(
-    io: &mut BlockIo<D>,
-    sb: &Superblock,
-    state: &mut State,
-) -> Result<Replay, FsError> {
-    let mut ring = Ring {
-        start: sb.log_start * BLOCK,
-        size: sb.log_bytes(),
-        unit: u64::from(sb.log_unit),
-        tail: sb.log_head,
-        used: 0,
-        sequence: sb.sequence,
-        epoch: sb.epoch,
-        prev_crc: sb.prev_crc,
-    };
-    let mut bytes = vec![0; usize::try_from(ring.size).unwrap_or(0)];
-    io.read(ring.start, &mut bytes)?;
-    let image = Image { bytes: &bytes, unit: sb.log_unit as usize, seed: sb.seed() };
-    let survey = image.survey();
-    let mut scratch = Vec::new();
-    let mut freed = Freed::new();
-    let mut guarded = Vec::new();
-    loop {
-        let record = image
-            .record_at(ring.tail as usize, &mut scratch)
-            .filter(|(r, len)| follows(r, &ring) && ring.room() >= *len as u64);
-        let known_durable = ring.sequence <= survey.durable;
-        let Some((record, len)) = record else {
-            if known_durable {
-                return Err(FsError::damaged(format!(
-                    "log record {} is unreadable, though record {} was written after it was durable",
-                    ring.sequence, survey.last
-                )));
-            }
-            break;
-        };
-        if !known_durable {
-            if !guards_hold(io, &record, sb)? {
-                break;
-            }
-            guarded.extend(record.guards().map(|g| g.block));
-        }
-        let sequence = ring.sequence;
-        let bad = |what: &str| Err(FsError::damaged(format!("log record {sequence}: {what}")));
-        let mut t = Take(record.items);
-        for _ in 0..record.header.items {
-            let Some(item) = Item::decode(&mut t) else { return bad("an item makes no sense") };
-            if let Err(what) = state.apply(&item, &mut freed) {
-                return bad(&what);
-            }
-        }
-        freed.clear();
-        ring.epoch = record.header.epoch;
-        ring.advance(len as u64, record.crc);
-    }
-    ring.epoch = survey.epoch.max(sb.epoch) + 1;
-    guarded.sort_unstable();
-    let records = ring.sequence - sb.sequence;
-    Ok(Replay { ring, guarded, records })
-}
-
-/// Whether a record continues the log.
-fn follows(r: &Record<'_>, ring: &Ring) -> bool {
-    r.header.sequence == ring.sequence && r.header.prev_crc == ring.prev_crc && r.header.epoch >= ring.epoch
-}
-
-/// Whether the data that a record relies on is there.
-fn guards_hold<D: Disk>(io: &mut BlockIo<D>, record: &Record<'_>, sb: &Superblock) -> Result<bool, FsError> {
-    let mut block = vec![0; BLOCK_LEN];
-    for g in record.guards() {
-        if g.block >= sb.blocks {
-            return Ok(false);
-        }
-        io.read(g.block * BLOCK, &mut block)?;
-        if sb.seed().crc(&block) != g.crc {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
-/// Builds the free map: what no file, checkpoint or fixed place uses.
-pub(crate) fn free_map(sb: &Superblock, state: &State, places: &[Place]) -> Result<FreeMap, FsError> {
-    let mut used: Vec<(u64, u64)> = places.iter().map(|p| (p.block, p.blocks)).collect();
-    for (_, inode) in state.iter() {
-        if let Some(map) = inode.extents() {
-            used.extend(map.iter().map(|p| (p.run.disk, u64::from(p.run.len))));
-        }
-    }
-    FreeMap::from_used(sb.log_start + sb.log_blocks, sb.blocks, &mut used)
-        .map_err(|block| FsError::damaged(format!("block {block} is used twice, or lies outside")))
 }
 
 impl<D: Disk> Filesystem<D> {
@@ -358,12 +196,12 @@ impl<D: Disk> Filesystem<D> {
             // What recovery reads may lie in the device's cache only: after this it does not.
             io.flush()?;
         }
-        let (mut state, places) = load_checkpoint(&mut io, &sb)?;
-        if state.get(ROOT).is_none_or(|r| r.directory().is_none()) {
-            return Err(FsError::damaged("there is no root directory"));
-        }
-        let replay = replay(&mut io, &sb, &mut state)?;
-        let free = free_map(&sb, &state, &places)?;
+        let mut faults = Faults::strict();
+        let (mut state, places) = load_checkpoint(&mut io, &sb, &mut faults)?;
+        let replay = replay(&mut io, &sb, &mut state, &mut faults)?;
+        verify(&sb, &state, &places, &mut faults)?;
+        let free = free_map(&sb, &state, &places)
+            .map_err(|block| FsError::damaged(format!("block {block} is used twice, or lies outside")))?;
         tracing::debug!(records = replay.records, inodes = state.count(), "mounted");
         let mut fs = Self {
             io,

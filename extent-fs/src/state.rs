@@ -22,9 +22,9 @@ pub(crate) struct Capture {
 }
 
 impl Capture {
-    /// The next `len` bytes of the checkpoint, if they lie ready.
+    /// What lies ready of the checkpoint, in whole items, if it is at least `len` bytes.
     pub(crate) fn ready(&self, len: usize) -> Option<&[u8]> {
-        self.out.get(self.taken..)?.get(..len)
+        self.out.get(self.taken..).filter(|r| r.len() >= len)
     }
 
     /// `len` bytes are on disk.
@@ -59,7 +59,7 @@ fn unwritten(pieces: impl IntoIterator<Item = Piece>) -> u64 {
     pieces.into_iter().filter(|p| !p.run.written).map(|p| u64::from(p.run.len)).sum()
 }
 
-type Applied<T = ()> = Result<T, String>;
+pub(crate) type Applied<T = ()> = Result<T, String>;
 
 impl State {
     /// Without any inode.
@@ -108,7 +108,7 @@ impl State {
         self.inodes.len() as u64
     }
 
-    fn put(&mut self, ino: Ino, inode: Inode) {
+    pub(crate) fn put(&mut self, ino: Ino, inode: Inode) {
         self.cost += inode.cost();
         self.inodes.insert(ino, Box::new(inode));
     }
@@ -126,7 +126,7 @@ impl State {
     }
 
     /// Changes one inode, keeping the capture and the sums right.
-    fn change<R>(&mut self, ino: Ino, f: impl FnOnce(&mut Inode) -> R) -> Applied<R> {
+    pub(crate) fn change<R>(&mut self, ino: Ino, f: impl FnOnce(&mut Inode) -> R) -> Applied<R> {
         self.save_first(ino);
         let inode = self.inodes.get_mut(&ino).ok_or_else(|| format!("inode {ino} is missing"))?;
         let (cost, blocks) = (inode.cost(), inode.blocks);
@@ -136,7 +136,7 @@ impl State {
         Ok(r)
     }
 
-    fn change_dir<R>(&mut self, ino: Ino, f: impl FnOnce(&mut Inode) -> R) -> Applied<R> {
+    pub(crate) fn change_dir<R>(&mut self, ino: Ino, f: impl FnOnce(&mut Inode) -> R) -> Applied<R> {
         if self.get(ino).is_none_or(|i| i.directory().is_none()) {
             return Err(format!("inode {ino} is no directory"));
         }
@@ -313,7 +313,7 @@ impl State {
         .ok_or_else(|| format!("inode {ino} is no file"))
     }
 
-    fn map(&mut self, ino: Ino, piece: &Piece, freed: &mut Freed) -> Applied {
+    pub(crate) fn map(&mut self, ino: Ino, piece: &Piece, freed: &mut Freed) -> Applied {
         if piece.run.disk + u64::from(piece.run.len) > self.blocks {
             return Err(format!("inode {ino}: an extent ends behind the device"));
         }
@@ -325,7 +325,7 @@ impl State {
         })
     }
 
-    fn unmap(&mut self, ino: Ino, first: u64, end: u64, freed: &mut Freed) -> Applied {
+    pub(crate) fn unmap(&mut self, ino: Ino, first: u64, end: u64, freed: &mut Freed) -> Applied {
         let gone = self.change_file(ino, |blocks, map| {
             let mut removed = Vec::new();
             map.remove(first, end, &mut removed);
@@ -351,7 +351,14 @@ impl State {
         })
     }
 
-    fn add_name(&mut self, parent: Ino, name: &[u8], ino: Ino, time: u64, directory: bool) -> Applied {
+    pub(crate) fn add_name(
+        &mut self,
+        parent: Ino,
+        name: &[u8],
+        ino: Ino,
+        time: u64,
+        directory: bool,
+    ) -> Applied {
         let added = self.change_dir(parent, |i| {
             i.mtime = time;
             i.ctime = time;
@@ -397,7 +404,7 @@ impl State {
         if left == 0 && !keep { self.forget(ino, freed) } else { Ok(()) }
     }
 
-    fn forget(&mut self, ino: Ino, freed: &mut Freed) -> Applied {
+    pub(crate) fn forget(&mut self, ino: Ino, freed: &mut Freed) -> Applied {
         self.save_first(ino);
         let inode = self.inodes.remove(&ino).ok_or_else(|| format!("inode {ino} is missing"))?;
         self.cost -= inode.cost();
