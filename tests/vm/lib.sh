@@ -18,6 +18,7 @@ check_requirements() {
     need xz xz-utils || ok=1
     need zstd zstd || ok=1
     need dpkg-deb dpkg || ok=1
+    need mkfs.ext4 e2fsprogs || ok=1
     need cargo "rustc (or rustup, see README)" || ok=1
     if [ "$ok" = 0 ] && ldd "$(command -v busybox)" >/dev/null 2>&1; then
         echo "tests/vm: busybox is linked dynamically; install the static one: sudo apt-get install -y busybox-static" >&2
@@ -68,6 +69,43 @@ kernel_6_1() {
     echo "$dir"
 }
 
+# Debian's mirror as this machine's apt knows it.
+mirror() {
+    local uri
+    uri=$(apt-get indextargets --format '$(LABEL) $(CODENAME) $(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
+        awk '$1 == "Debian" && $2 !~ /-/ {print $3; exit}')
+    [ -n "$uri" ] || die "apt has no Debian package source configured (see /etc/apt/sources.list.d)"
+    echo "$uri"
+}
+
+# qemu_new: prints the folder of a QEMU that has vfio-user-pci (10.1 and later), unpacked from Debian 13's backports together with the
+# libraries it needs. Nothing is installed and no root is needed: apt is given a state folder of its own, in which nothing is installed.
+qemu_new() {
+    local dir=$VM/qemu-new uri keyring=/usr/share/keyrings/debian-archive-keyring.gpg deb
+    if [ ! -e "$dir/ready" ]; then
+        uri=$(mirror) || exit 2
+        [ -e "$keyring" ] || die "$keyring is missing; install it with: sudo apt-get install -y debian-archive-keyring"
+        rm -rf "$dir"; mkdir -p "$dir"/{state/lists/partial,cache/archives/partial,root}
+        for deb in trixie trixie-backports; do echo "deb [signed-by=$keyring] $uri $deb main"; done >"$dir/sources.list"
+        : >"$dir/status"
+        echo "tests/vm: downloading a QEMU with vfio-user-pci" >&2
+        {
+            private_apt "$dir" update &&
+                private_apt "$dir" install -y --download-only --no-install-recommends -t trixie-backports qemu-system-x86
+        } >"$dir/apt.log" 2>&1 || { tail -5 "$dir/apt.log" >&2; die "cannot download QEMU 10.1 or later (Debian trixie-backports)"; }
+        for deb in "$dir"/cache/archives/*.deb; do dpkg-deb -x "$deb" "$dir/root" || die "cannot unpack $deb"; done
+        rm -rf "$dir/cache" "$dir/state"
+        touch "$dir/ready"
+    fi
+    echo "$dir/root"
+}
+private_apt() {
+    local dir=$1; shift
+    apt-get -q -o Dir::Etc::sourcelist="$dir/sources.list" -o Dir::Etc::sourceparts=/dev/null -o Dir::Etc::preferencesparts=/dev/null \
+        -o Dir::State="$dir/state" -o Dir::State::status="$dir/status" -o Dir::Cache="$dir/cache" \
+        -o Debug::NoLocking=1 -o APT::Sandbox::User= "$@"
+}
+
 # module_closure KERNELDIR MODULE...: the files to insmod, dependencies first.
 module_closure() {
     local root=$1 name file deps dep; shift
@@ -87,7 +125,7 @@ make_initramfs() {
     tree=$(mktemp -d "$VM/tree.XXXXXX")
     mkdir -p "$tree"/{bin,dev,proc,sys,tmp,mnt,run,etc,modules}
     cp "$(command -v busybox)" "$tree/bin/busybox"
-    for file in sh mount umount insmod echo cat poweroff reboot mkdir ls sleep sync cut timeout dmesg grep rm mknod; do ln -s busybox "$tree/bin/$file"; done
+    for file in sh mount umount insmod echo cat poweroff reboot mkdir ls sleep sync cut timeout dmesg grep rm blkdiscard; do ln -s busybox "$tree/bin/$file"; done
     # shellcheck disable=SC2086 # a list of module names
     for file in $(module_closure "$kernel" $modules | awk '!seen[$0]++'); do
         order=$((order + 1))

@@ -1,8 +1,10 @@
-//! Cases that run inside a guest of the QEMU lab, one per process: `vm-guest CASE`, `vm-guest --list`.
+//! Cases that run inside a guest of the QEMU lab, one per process: `vm-guest GROUP/CASE`; `vm-guest --list GROUP` names them.
 //!
-//! The guest has an IOMMU and two QEMU NVMe drives with a 64 MiB CMB each; see `tests/vm/run`.
+//! The guests of group `vfio` have an IOMMU and two QEMU NVMe drives with a 64 MiB CMB each; those of `linux` and `reboot` have
+//! our emulated controller, served over vfio-user. See `tests/vm/run`.
 //!
 //! * `lab`: finding the drives and taking them
+//! * `linux`: the kernel's own driver on our controller
 //! * `driver`: our driver on top: I/O, CMB, peer to peer, interrupts, reset
 //! * `function`: the PCI function over VFIO: config space, BARs, DMA mappings, reset, bind and unbind
 use std::process::ExitCode;
@@ -10,24 +12,39 @@ use std::process::ExitCode;
 mod driver;
 mod function;
 mod lab;
+mod linux;
 
 use lab::Case;
 
-fn cases() -> impl Iterator<Item = &'static (&'static str, Case)> {
-    function::CASES.iter().chain(driver::CASES)
+fn group(name: &str) -> Option<Vec<(&'static str, Case)>> {
+    Some(match name {
+        "vfio" => [function::CASES, driver::CASES].concat(),
+        "linux" => linux::CASES.to_vec(),
+        "reboot" => linux::REBOOT_CASES.to_vec(),
+        _ => return None,
+    })
 }
 
 fn main() -> ExitCode {
-    let Some(name) = std::env::args().nth(1) else {
-        eprintln!("usage: vm-guest CASE | --list");
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let (list, wanted) = match &args[..] {
+        [flag, name] if flag == "--list" => (group(name), None),
+        [path] => match path.split_once('/') {
+            Some((name, case)) => (group(name), Some(case)),
+            None => (None, None),
+        },
+        _ => (None, None),
+    };
+    let Some(list) = list else {
+        eprintln!("usage: vm-guest GROUP/CASE | --list GROUP (vfio, linux, reboot)");
         return ExitCode::from(2);
     };
-    if name == "--list" {
-        cases().for_each(|(name, _)| println!("{name}"));
+    let Some(wanted) = wanted else {
+        list.iter().for_each(|(name, _)| println!("{name}"));
         return ExitCode::SUCCESS;
-    }
-    let Some((_, case)) = cases().find(|(known, _)| *known == name) else {
-        eprintln!("no case is called {name}");
+    };
+    let Some((_, case)) = list.iter().find(|(name, _)| *name == wanted) else {
+        eprintln!("no case is called {wanted}");
         return ExitCode::from(2);
     };
     match case() {
