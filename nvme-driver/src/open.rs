@@ -65,7 +65,7 @@ pub enum OpenError {
     #[error(transparent)]
     File(#[from] FileDiskError),
     /// The PCI function could not be opened.
-    #[error("{address}: {source}")]
+    #[error("{source}")]
     Vfio {
         /// The function.
         address: PciAddress,

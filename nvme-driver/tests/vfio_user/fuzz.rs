@@ -131,9 +131,9 @@ fn random_messages_never_crash_a_session() {
                 assert!(head.is_reply() && head.id == header.id && head.command == header.command);
                 assert_eq!(head.size as usize, reply.bytes.len());
                 if head.is_error() {
-                    refused += 1
+                    refused += 1;
                 } else {
-                    succeeded += 1
+                    succeeded += 1;
                 }
                 assert!(!head.is_error() || (head.size == 16 && head.error != 0 && reply.fds.is_empty()));
             }

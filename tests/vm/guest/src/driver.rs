@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use nvme_driver::OpenOptions;
 use nvme_driver::clock::SystemClock;
 use nvme_driver::cmb::Cmb;
 use nvme_driver::controller::{Controller, ControllerOptions};
@@ -28,6 +29,8 @@ pub(crate) const CASES: &[(&str, Case)] = &[
     ("interrupts", interrupts),
     ("reset-under-load", reset_under_load),
     ("kernel-reads-back", kernel_reads_back),
+    ("disk-by-url", disk_by_url),
+    ("two-processes", two_processes),
 ];
 
 const BLOCK: usize = 512;
@@ -394,6 +397,77 @@ fn kernel_reads_back() -> Outcome {
     let controller = controller(1, ControllerOptions::default())?;
     let mut io = Io::new(&controller, bytes.len())?;
     expect(io.get(16384, bytes.len())? == bytes, "we read something else than the kernel wrote")
+}
+
+/// `pci:` devices as the layers above open them: transfers longer than one command, the CMB, write zeroes, deallocate.
+fn disk_by_url() -> Outcome {
+    let address = addresses()?[0];
+    vfio::bind(address)?;
+    let device = nvme_driver::open(&format!("pci:{address}").parse()?, &OpenOptions::default())?;
+    let mut disk = device.disk()?;
+    let geometry = disk.geometry().clone();
+    println!("{geometry:?}; DMA memory: {:?}", device.dma_fallback());
+    expect(geometry.bytes() == 64 << 20 && geometry.block_size as usize == BLOCK, "geometry")?;
+    let bytes = pattern(21, 3 << 20);
+    disk.write(1000, &bytes)?;
+    disk.flush()?;
+    let mut back = vec![0; bytes.len()];
+    disk.read(1000, &mut back)?;
+    expect(back == bytes, "3 MiB differ")?;
+    let cmb = disk.cmb().ok_or("no CMB")?.clone();
+    disk.read_to_cmb(1000, 8192, 1 << 20)?;
+    let mut in_cmb = vec![0; 1 << 20];
+    device_memory::read(&cmb.memory, 8192, &mut in_cmb)?;
+    expect(in_cmb == bytes[..1 << 20], "read_to_cmb differs")?;
+    disk.write_from_cmb(50_000, 8192, 1 << 20)?;
+    let mut copied = vec![0; 1 << 20];
+    disk.read(50_000, &mut copied)?;
+    expect(copied == in_cmb, "write_from_cmb differs")?;
+    disk.write_zeroes(1000, 100)?;
+    disk.deallocate(50_000, 100)?;
+    disk.read(1000, &mut back)?;
+    expect(back[..100 * BLOCK].iter().all(|b| *b == 0), "not zeroed")?;
+    expect(back[100 * BLOCK..] == bytes[100 * BLOCK..], "zeroed too much")
+}
+
+/// A device that another process has is refused; when that process is killed it can be opened.
+fn two_processes() -> Outcome {
+    let address = addresses()?[0];
+    vfio::bind(address)?;
+    let mut holder = std::process::Command::new("/proc/self/exe")
+        .arg("vfio/hold-until-killed")
+        .stdout(std::process::Stdio::piped())
+        .spawn()?;
+    let mut ready = [0u8; 6];
+    std::io::Read::read_exact(holder.stdout.as_mut().ok_or("no output")?, &mut ready)?;
+    let refused = nvme_driver::open(&format!("pci:{address}").parse()?, &OpenOptions::default());
+    println!("{:?}", refused.as_ref().err().map(ToString::to_string));
+    expect(refused.is_err(), "opened a device that another process has")?;
+    holder.kill()?;
+    holder.wait()?;
+    let mut disk = nvme_driver::open(&format!("pci:{address}").parse()?, &OpenOptions::default())?.disk()?;
+    let mut block = vec![0; BLOCK];
+    disk.read(0, &mut block)?;
+    Ok(())
+}
+
+/// Not a case of its own: what `two_processes` starts and kills, with commands in flight.
+pub(crate) fn hold_until_killed() -> Outcome {
+    use std::io::Write;
+    let controller = controller(0, ControllerOptions::default())?;
+    let mut io = Io::new(&controller, 32 * 4096)?;
+    let mut told = false;
+    loop {
+        for i in 0..32 {
+            io.queue.read(1, i * 8, 8, io.data(i as usize * 4096, 4096), i)?;
+        }
+        io.finish()?;
+        if !told {
+            std::io::stdout().write_all(b"ready\n")?;
+            std::io::stdout().flush()?;
+            told = true;
+        }
+    }
 }
 
 /// The block device of a function's namespace, once the kernel has found it.
