@@ -160,9 +160,9 @@ impl Rig {
         Client { id, control, slots: Slots::new(region), view: View { cmb: Some(cmb), host: Vec::new() } }
     }
 
-    /// Maps the first `len` bytes of the object's host cache (lanes 0 and 1) into the client's view.
+    /// Maps the first `len` bytes of the object's host cache (the first four lanes) into the client's view.
     pub fn map_host(&mut self, client: &mut Client, object: u64, len: usize) {
-        for lane in 0..2 {
+        for lane in 0..4 {
             let fd = self.windows.host_fd(object, true).unwrap();
             let base = lane * p2p::layout::LANE;
             let memory = Mapping::from_fd(fd, base, len, Access::ReadWrite).unwrap();
