@@ -22,6 +22,7 @@ impl Windows {
     ) -> Result<(), WindowsError> {
         let w = self.window(index).ok_or(WindowsError::UnknownWindow(index))?;
         let (object, offset, home, at) = (w.object, w.offset, w.home, w.at);
+        let reason = w.moving.as_ref().map_or(Reason::Revoked, |m| m.reason());
         // Reading a CMB across a bus is slow: what the drive has as well is read from the drive.
         let slow = home == Home::Cmb && self.cmb.as_ref().is_some_and(|c| c.memory.is_device_memory);
         let mut bounce = std::mem::take(&mut self.bounce);
@@ -44,7 +45,7 @@ impl Windows {
         }
         self.bounce = bounce;
         let path = if to == Home::Cmb { Path::Cmb } else { Path::HostCache };
-        self.counters.add(path, Reason::Revoked, (page - pages.start) * 4096);
+        self.counters.add(path, reason, (page - pages.start) * 4096);
         result
     }
 

@@ -73,7 +73,12 @@ impl Move {
         self.fenced.retain(|c| !c.is_client(client));
     }
 
-    /// Whether readers and writers are kept waiting by it now.
+    /// Why it is made.
+    pub(super) fn reason(&self) -> Reason {
+        self.request.reason
+    }
+
+    /// Whether writers are kept waiting by it now.
     pub(super) fn frozen(&self) -> bool {
         self.phase != Phase::Copy
     }

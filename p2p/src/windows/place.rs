@@ -134,6 +134,10 @@ impl Windows {
             }
             Err(why) => return Err(Ok(why)),
         };
+        if self.refusals.refuse(Point::Fill) {
+            self.unplaced(index, Home::Cmb, at, Vec::new());
+            return Err(Ok(Reason::Injected));
+        }
         let filled = self.fill_cmb(index, at, backing);
         self.placed(index, Home::Cmb, at, filled)
     }
@@ -167,10 +171,7 @@ impl Windows {
     ) -> Result<(), Result<Reason, WindowsError>> {
         if let Err(e) = filled {
             let timed_out = matches!(e, WindowsError::Backing(BackingError::TimedOut(_)));
-            let w = self.known(index).map_err(Err)?;
-            let mut pages = PagesOut::new(w, index, 0, Vec::new());
-            (pages.home, pages.at) = (home, at);
-            self.let_go(pages, if timed_out { vec![Claim::Device] } else { Vec::new() });
+            self.unplaced(index, home, at, if timed_out { vec![Claim::Device] } else { Vec::new() });
             return Err(match e {
                 WindowsError::Backing(BackingError::Unsupported(_)) => Ok(Reason::CmbUnsupported),
                 // The CMB path failed; the host path may still work, and if not, says what is wrong.
@@ -194,6 +195,15 @@ impl Windows {
             _ => self.host_policy.insert(key, len),
         }
         Ok(())
+    }
+
+    /// Gives a place back that was taken and is not used.
+    fn unplaced(&mut self, index: u32, home: Home, at: u64, claims: Vec<Claim>) {
+        if let Some(w) = self.window(index) {
+            let mut pages = PagesOut::new(w, index, 0, Vec::new());
+            (pages.home, pages.at) = (home, at);
+            self.let_go(pages, claims);
+        }
     }
 
     pub(super) fn placement_of(&self, index: u32) -> Option<Placement> {
@@ -249,9 +259,6 @@ impl Windows {
     fn fill_cmb(&mut self, index: u32, at: u64, backing: &mut dyn Backing) -> Result<(), WindowsError> {
         let Some(w) = self.window(index) else { return Err(WindowsError::UnknownWindow(index)) };
         let (object, offset, len) = (w.object, w.offset, w.len);
-        if self.refusals.refuse(Point::Fill) {
-            return Err(BackingError::Unsupported("fill refused on purpose".to_owned()).into());
-        }
         let direct = self.cmb.as_ref().is_some_and(|c| c.memory.read_data);
         if direct {
             backing.read_to_cmb(object, offset, at as usize, len)?;
