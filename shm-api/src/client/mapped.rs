@@ -12,11 +12,15 @@ use p2p::writer::{Finished, NotEntered, Slot, WriteHandle};
 
 use super::path_counts::PathCounts;
 use super::{ClientError, File};
-use crate::protocol::messages::{self as m, Empty, FaultRequest, MapReply, MapRequest, UnmapRequest};
+use crate::protocol::messages::{
+    self as m, Empty, FaultRequest, MapReply, MapRequest, ReadReply, ReadRequest, UnmapRequest,
+};
 use crate::protocol::{ErrorCode, MAX_WINDOWS, Op, WireError, records};
 
 /// How often a piece is tried before the caller is told that it cannot be had.
 const TRIES: u32 = 100_000;
+/// How often the server may have no place for a window before it is asked for the bytes themselves.
+const REFUSALS: u32 = 16;
 /// How many window reads go by before the server is told which window is being read. It cannot see reads, and
 /// evicts what it believes to be unused.
 const TOUCH_EVERY: u64 = 4096;
@@ -166,6 +170,7 @@ impl Mapped {
     #[inline]
     fn read_window(&self, index: usize, inside: usize, into: &mut [u8]) -> Result<(), ClientError> {
         let Some(handle) = self.windows.get(index) else { return Err(self.no_window(index)) };
+        let mut refused = 0;
         for tries in 0..TRIES {
             let outcome = self.pages.read(handle.window, &self.view.borrow(), inside, into);
             match outcome {
@@ -184,7 +189,14 @@ impl Mapped {
                     return Ok(());
                 }
                 Outcome::Moving => self.moving(tries),
-                Outcome::NotResident | Outcome::DeviceMoved => self.fault(index, 0)?,
+                Outcome::NotResident | Outcome::DeviceMoved => {
+                    if !self.fault(index, 0)? {
+                        refused += 1;
+                        if refused == REFUSALS {
+                            return self.read_sent(index, inside, into);
+                        }
+                    }
+                }
                 Outcome::Unmapped(place) => self.reach(index, place)?,
                 Outcome::ServerGone => return Err(ClientError::Gone(" (its word says so)")),
                 Outcome::StaleHandle | Outcome::OutOfRange => return Err(self.no_window(index)),
@@ -282,7 +294,9 @@ impl Mapped {
             drop(view);
             match refused {
                 NotEntered::Moving => self.moving(tries),
-                NotEntered::NotResident | NotEntered::DeviceMoved => self.fault(index, m::MAP_WRITE)?,
+                NotEntered::NotResident | NotEntered::DeviceMoved => {
+                    self.fault(index, m::MAP_WRITE)?;
+                }
                 NotEntered::Unmapped(place) => self.reach(index, place)?,
                 NotEntered::ServerGone => return Err(ClientError::Gone(" (its word says so)")),
                 NotEntered::StaleHandle => return Err(self.no_window(index)),
@@ -306,9 +320,17 @@ impl Mapped {
         self.first + ((index as u64) << self.shift)
     }
 
-    /// Asks the server to make a window resident.
+    /// Asks for the range to be brought into the CMB now, as far as there is room. A wish: see [`paths`](Self::paths) for what became of it.
+    pub fn prefer_cmb(&self) -> Result<(), ClientError> {
+        for index in 0..self.windows.len() {
+            self.fault(index, m::MAP_CMB)?;
+        }
+        Ok(())
+    }
+
+    /// Asks the server to make a window resident. False: there is no place for it now.
     #[cold]
-    fn fault(&self, index: usize, flags: u32) -> Result<(), ClientError> {
+    fn fault(&self, index: usize, flags: u32) -> Result<bool, ClientError> {
         self.count(|c| c.faults += 1);
         let flags = flags | self.flags;
         let offset = self.window_offset(index);
@@ -316,15 +338,36 @@ impl Mapped {
         let connection = &self.file.inner.client.inner.connection;
         let reply = connection.fault(want)?;
         if reply.status == 0 {
-            return Ok(());
+            return Ok(true);
         }
         if reply.status == ErrorCode::NotResident as u32 {
-            // Busy with a move: the caller tries again.
             std::thread::sleep(Duration::from_micros(200));
-            return Ok(());
+            return Ok(false);
         }
         // The ring has no room for the text: ask once more where there is.
         let _: m::FaultReply = connection.ask(Op::Fault, "a window to be resident", &want, &[])?;
+        Ok(true)
+    }
+
+    /// The last resort: no window can be placed anywhere, so the server sends the bytes.
+    #[cold]
+    fn read_sent(&self, index: usize, inside: usize, into: &mut [u8]) -> Result<(), ClientError> {
+        let mut offset = self.window_offset(index) + inside as u64;
+        for piece in into.chunks_mut(m::MAX_READ as usize) {
+            // At most MAX_READ.
+            let len = piece.len() as u32;
+            let request = ReadRequest { handle: self.file.inner.handle, offset, len, reserved: 0 };
+            let connection = &self.file.inner.client.inner.connection;
+            let reply = connection.call(Op::Read, "bytes", &request, &[])?;
+            let (body, bytes) = reply.message.body::<ReadReply>()?;
+            if body.len != len || bytes.len() != piece.len() {
+                return Err(ClientError::Protocol(format!("asked for {len} bytes, got {}", bytes.len())));
+            }
+            piece.copy_from_slice(bytes);
+            offset += u64::from(len);
+        }
+        let n = into.len() as u64;
+        self.count(|c| (c.sent_reads, c.sent_read_bytes) = (c.sent_reads + 1, c.sent_read_bytes + n));
         Ok(())
     }
 
@@ -348,7 +391,7 @@ impl Mapped {
                 Ok(())
             }
             // The CMB is not for this client: have the window moved to where it can be reached.
-            _ => self.fault(index, m::MAP_HOST),
+            _ => self.fault(index, m::MAP_HOST).map(drop),
         }
     }
 

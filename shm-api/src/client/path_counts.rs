@@ -21,6 +21,10 @@ pub struct PathCounts {
     pub host_writes: u64,
     /// Bytes of them.
     pub host_write_bytes: u64,
+    /// Reads that no window could serve: the server sent the bytes itself.
+    pub sent_reads: u64,
+    /// Bytes of them.
+    pub sent_read_bytes: u64,
     /// Times the server had to be asked to make a window resident.
     pub faults: u64,
     /// Reads begun again because the window moved under every attempt.
@@ -40,6 +44,8 @@ macro_rules! fields {
             cmb_write_bytes,
             host_writes,
             host_write_bytes,
+            sent_reads,
+            sent_read_bytes,
             faults,
             moving,
             fenced

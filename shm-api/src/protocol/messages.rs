@@ -235,8 +235,10 @@ wire_struct! {
 pub const MAP_WRITE: u32 = 1;
 /// `Map` and `Fault` flag: prefer the host cache to the CMB.
 pub const MAP_HOST: u32 = 2;
-/// Every flag of `Map`.
-pub const MAP_ALL: u32 = 3;
+/// `Fault` flag: bring it into the CMB now, if there is room. (Without it the server decides when.)
+pub const MAP_CMB: u32 = 4;
+/// Every flag of `Map` and `Fault`.
+pub const MAP_ALL: u32 = 7;
 
 wire_struct! {
     /// `Map`.

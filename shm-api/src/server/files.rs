@@ -197,7 +197,13 @@ impl Core {
             return Err(invalid(format!("fault flags {:#x}", request.flags)));
         }
         let slot = self.held_slot(session, request.handle, request.offset)?;
-        let want = if request.flags & m::MAP_HOST != 0 || !session.has_cmb { Want::Host } else { Want::Auto };
+        let want = if request.flags & m::MAP_HOST != 0 || !session.has_cmb {
+            Want::Host
+        } else if request.flags & m::MAP_CMB != 0 {
+            Want::Cmb
+        } else {
+            Want::Auto
+        };
         let leave_cmb = !session.has_cmb;
         match self.fault(slot, want, leave_cmb, now) {
             Some(result) => result.map(Ok),
