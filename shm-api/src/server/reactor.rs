@@ -305,6 +305,8 @@ impl Reactor {
         if dead {
             self.core.client_died(&mut session, now);
         } else if self.core.client_left(&mut session, now) {
+            session.socket.hang_up();
+            session.ring = None;
             self.ghosts.push(Ghost { session });
         }
     }

@@ -83,6 +83,13 @@ impl Socket {
         Ok(Some(Datagram { bytes, fds, truncated }))
     }
 
+    /// Ends the conversation in both directions; the descriptor stays.
+    pub fn hang_up(&self) {
+        if let Err(e) = rustix::net::shutdown(&self.fd, rustix::net::Shutdown::Both) {
+            tracing::debug!("shutdown of a socket: {e}");
+        }
+    }
+
     /// Waits until a datagram is there, the other side is gone, or `milliseconds` have passed. Returns whether there is anything to receive.
     pub fn wait_readable(&self, milliseconds: u32) -> io::Result<bool> {
         self.wait(PollFlags::IN, milliseconds)
