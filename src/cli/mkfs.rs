@@ -60,8 +60,8 @@ fn what_is_there(device: &Device, disk: &mut AnyDisk) -> Result<Option<&'static 
 /// Whether the disk reads as zeros: all of a small one; of a large one its start, its end and samples between, since
 /// whatever keeps data on a disk says so at its start or its end.
 fn is_blank(disk: &mut AnyDisk) -> Result<bool, Failure> {
-    const READ: u64 = 1 << 20;
-    const WHOLE: u64 = 256 << 20;
+    const READ: u64 = 64 << 10;
+    const WHOLE: u64 = 16 << 20;
     const SAMPLES: u64 = 256;
     let (bytes, block) = (disk.geometry().bytes(), u64::from(disk.geometry().block_size));
     let mut buffer = vec![0; READ as usize];
@@ -80,7 +80,8 @@ fn is_blank(disk: &mut AnyDisk) -> Result<bool, Failure> {
     Ok(true)
 }
 
-fn uuid_text(uuid: [u8; 16]) -> String {
+/// The usual text of a uuid.
+pub(crate) fn uuid_text(uuid: [u8; 16]) -> String {
     let hex = uuid.iter().fold(String::new(), |text, b| format!("{text}{b:02x}"));
     format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
 }

@@ -3,7 +3,10 @@
 //! * `place`, `device`, `store`: a device opened directly, or a server on a socket, and the files in either
 //! * `failure`, `hints`: errors as one readable line and what to do about it
 //! * `units`, `progress`: sizes and times as people read them, progress bars
+//! * `demo`: the whole mission in one run
 mod cat;
+mod check;
+mod demo;
 mod device;
 mod failure;
 mod get;
@@ -18,6 +21,7 @@ mod progress;
 mod put;
 mod revoke;
 mod rm;
+mod serve;
 mod stat;
 mod status;
 mod store;
@@ -41,7 +45,9 @@ Devices:
   vfio-user:/run/n.sock          a drive served by another process
 
 Exit status: 0 done, 1 failed, 2 wrong arguments, 3 damage or a difference found.
-Set CMBFS_LOG=debug to see what the layers underneath do.";
+Set CMBFS_LOG=debug to see what the layers underneath do.
+
+Try: cmbfs demo";
 
 #[derive(Parser, Debug)]
 #[command(name = "cmbfs", version, about = ABOUT, after_help = AFTER_HELP)]
@@ -62,8 +68,13 @@ enum Command {
     Rm(rm::Rm),
     Mkdir(mkdir::Mkdir),
     Mv(mv::Mv),
+    Serve(serve::Serve),
     Status(status::Status),
     Revoke(revoke::Revoke),
+    Check(check::Check),
+    Demo(demo::Demo),
+    #[command(hide = true)]
+    DemoPart(demo::Part),
 }
 
 /// Parses the arguments, runs the command, reports what went wrong.
@@ -89,7 +100,11 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Rm(c) => c.run(),
         Command::Mkdir(c) => c.run(),
         Command::Mv(c) => c.run(),
+        Command::Serve(c) => c.run(),
         Command::Status(c) => c.run(),
         Command::Revoke(c) => c.run(),
+        Command::Check(c) => c.run(),
+        Command::Demo(c) => c.run(),
+        Command::DemoPart(c) => c.run(),
     }
 }

@@ -91,7 +91,7 @@ impl Peer {
     /// Takes every window back from the peer: its next DMA faults.
     pub fn revoke(&self) -> Result<(), ClientError> {
         let request = PeerRequest { peer: self.id };
-        let _: Empty =
+        let _: m::RevokeReply =
             self.client.inner.connection.ask(Op::PeerRevoke, "a peer's revocation", &request, &[])?;
         Ok(())
     }

@@ -1,0 +1,120 @@
+//! `cmbfs check`: verifies a filesystem, and repairs it where that is asked for.
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+
+use clap::Args;
+use cmbfs::DeviceUrl;
+use cmbfs::extent_fs::{self, BLOCK, CheckOptions, Finding, Outcome, Report};
+use serde_json::json;
+
+use super::device;
+use super::failure::Failure;
+use super::mkfs::uuid_text;
+use super::units::Bytes;
+
+/// Verify a filesystem: superblocks, log, extents, directories
+///
+/// Exits with status 3 when something is wrong and stays wrong.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Examples:\n  cmbfs check 'emu:disk.img?cmb=64M'\n  cmbfs check --repair 'emu:disk.img?cmb=64M'"
+)]
+pub(crate) struct Check {
+    /// The device's URL
+    device: OsString,
+    /// Repair what can be repaired without losing anything that is readable
+    #[arg(long)]
+    repair: bool,
+    /// With --repair: also what loses files whose metadata is unreadable
+    #[arg(long, requires = "repair")]
+    force: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Check {
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        let url = device::url(self.device)?;
+        let report = check(&url, &CheckOptions { repair: self.repair, force: self.force })?;
+        let mut out = io::BufWriter::new(io::stdout().lock());
+        if self.json {
+            serde_json::to_writer_pretty(&mut out, &as_json(&report))?;
+            writeln!(out)?;
+        } else {
+            print(&report, &mut out)?;
+        }
+        out.flush()?;
+        if report.is_clean() {
+            return Ok(());
+        }
+        let left = report.findings.iter().filter(|f| f.outcome != Outcome::Repaired).count();
+        let hint = match (self.repair, self.force) {
+            (false, _) => "check --repair repairs what can be repaired without loss",
+            (true, false) => "check --repair --force repairs the rest, and gives up what cannot be read",
+            (true, true) => "copy out what can be read, and make a new filesystem",
+        };
+        Err(Failure::damaged(format!("{url}: {left} faults")).hint(hint))
+    }
+}
+
+/// Checks the filesystem on a device that nobody has mounted.
+pub(crate) fn check(url: &DeviceUrl, options: &CheckOptions) -> Result<Report, Failure> {
+    let device = device::open_existing(url)?;
+    Ok(extent_fs::check(&mut device.disk()?, options)?)
+}
+
+fn outcome(finding: &Finding) -> &'static str {
+    match finding.outcome {
+        Outcome::Found => "found",
+        Outcome::Repaired => "repaired",
+        Outcome::NeedsForce => "needs --force",
+    }
+}
+
+fn print(report: &Report, out: &mut impl Write) -> io::Result<()> {
+    writeln!(out, "filesystem   {}", uuid_text(report.uuid))?;
+    writeln!(out, "log          checkpoint {}, {} records after it", report.generation, report.records)?;
+    writeln!(
+        out,
+        "files        {} in {} directories, {} extents",
+        report.files, report.directories, report.extents
+    )?;
+    if report.orphans > 0 {
+        writeln!(out, "nameless     {} that go at the next mount", report.orphans)?;
+    }
+    let used = Bytes(report.used_blocks.saturating_mul(BLOCK));
+    match report.free_blocks {
+        Some(free) => writeln!(out, "space        {used} used, {} free", Bytes(free.saturating_mul(BLOCK)))?,
+        None => writeln!(out, "space        {used} used")?,
+    }
+    for finding in &report.findings {
+        writeln!(out, "fault        {} ({})", finding.fault, outcome(finding))?;
+    }
+    if report.findings.is_empty() {
+        writeln!(out, "sound")?;
+    }
+    Ok(())
+}
+
+fn as_json(report: &Report) -> serde_json::Value {
+    let findings: Vec<_> = report
+        .findings
+        .iter()
+        .map(|f| json!({ "fault": f.fault.to_string(), "outcome": outcome(f) }))
+        .collect();
+    json!({
+        "uuid": uuid_text(report.uuid),
+        "checkpoint": report.generation,
+        "records": report.records,
+        "files": report.files,
+        "directories": report.directories,
+        "nameless": report.orphans,
+        "extents": report.extents,
+        "used_bytes": report.used_blocks.saturating_mul(BLOCK),
+        "free_bytes": report.free_blocks.map(|b| b.saturating_mul(BLOCK)),
+        "clean": report.is_clean(),
+        "findings": findings,
+    })
+}

@@ -1,0 +1,80 @@
+//! `cmbfs serve`: shares a filesystem with other processes.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use cmbfs::nvme_driver::url::{format_size, parse_size};
+use cmbfs::{Device, Server, ServerOptions};
+
+use super::device;
+use super::failure::Failure;
+use super::units::Bytes;
+
+/// Share a filesystem with other processes until SIGINT or SIGTERM
+///
+/// Prints one line that starts with "serving" once clients can connect. Ends with everything written back and durable.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Examples:\n  cmbfs serve 'emu:disk.img?cmb=64M' --socket /tmp/cmbfs.sock\n  cmbfs serve pci:0000:01:00.0 --socket /run/cmbfs.sock --window 64K --host-cache 4G"
+)]
+pub(crate) struct Serve {
+    /// The device's URL
+    device: OsString,
+    /// Where to listen: a Unix socket, created here
+    #[arg(long, value_name = "SOCK")]
+    socket: PathBuf,
+    /// Milliseconds that a silent client may hold up a revocation before it is fenced
+    #[arg(long, value_name = "MS", default_value_t = 20)]
+    grace_ms: u64,
+    /// Bytes per window: what is moved and taken back as one; a power of two from 4K
+    #[arg(long, value_name = "BYTES", default_value = "256K", value_parser = window_size)]
+    window: usize,
+    /// Bytes of host memory for the cache behind the CMB
+    #[arg(long, value_name = "BYTES", default_value = "1G", value_parser = size)]
+    host_cache: u64,
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    parse_size(text).ok_or_else(|| "a size is digits and maybe K, M, G or T".to_owned())
+}
+
+fn window_size(text: &str) -> Result<usize, String> {
+    match size(text)? {
+        bytes @ 4096..=0x1000_0000 if bytes.is_power_of_two() => Ok(bytes as usize),
+        other => Err(format!("{} is not a power of two from 4K to 256M", format_size(other))),
+    }
+}
+
+/// The usual options, for a server on `socket`.
+pub(crate) fn options(socket: &Path) -> ServerOptions {
+    ServerOptions::new(socket)
+}
+
+/// Mounts the filesystem and listens. Clients can connect from here on.
+pub(crate) fn prepare(device: &Device, options: ServerOptions) -> Result<Server, Failure> {
+    Ok(Server::new(device::mount(device)?, options)?)
+}
+
+impl Serve {
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        let url = device::url(self.device)?;
+        let device = device::open_existing(&url)?;
+        let options = ServerOptions {
+            grace: Duration::from_millis(self.grace_ms),
+            window_size: self.window,
+            host_cache: self.host_cache,
+            ..options(&self.socket)
+        };
+        let server = prepare(&device, options)?.stop_on_signals()?;
+        let cmb = device.disk()?.cmb().map(|cmb| Bytes(cmb.memory.len() as u64));
+        let cmb = cmb
+            .map_or("no CMB: everything from the host cache".to_owned(), |bytes| format!("CMB of {bytes}"));
+        let mut out = std::io::stdout();
+        writeln!(out, "serving {url} on {} (process {}, {cmb})", self.socket.display(), std::process::id())?;
+        out.flush()?;
+        Ok(server.run()?)
+    }
+}

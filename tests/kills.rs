@@ -1,0 +1,104 @@
+//! SIGKILL of the command and of a server at random points: afterwards the filesystem is sound, and every file is either
+//! what it was or what was being put.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "test helpers: a step that fails is a test that fails")]
+
+use std::time::Duration;
+
+use cmbfs_tests::{Lab, pattern, seeded};
+use rand_xoshiro::rand_core::Rng;
+
+const DRIVE: &str = "emu:disk.img?cmb=2M&size=128M";
+
+/// The bytes of version `version` of the file; never of a length that tells nothing.
+fn version(version: u64) -> Vec<u8> {
+    pattern(version, 1_000_000 + 123_457 * (version as usize % 9))
+}
+
+fn versions_seen(lab: &Lab, seed: u64, round: u64, old: u64, new: u64) -> u64 {
+    let check = lab.run(&["check", DRIVE]);
+    assert_eq!(check.code, Some(0), "seed {seed}, round {round}: {}{}", check.text(), check.stderr);
+    let got = lab.ok(&["cat", DRIVE, "/f"]);
+    match got {
+        _ if got == version(new) => new,
+        _ if got == version(old) => old,
+        _ => {
+            panic!("seed {seed}, round {round}: {} bytes that are neither version {old} nor {new}", got.len())
+        }
+    }
+}
+
+fn prepared() -> Lab {
+    let lab = Lab::new(env!("CARGO_BIN_EXE_cmbfs"));
+    lab.ok(&["mkfs", DRIVE]);
+    lab.file("in", &version(0));
+    lab.ok(&["put", DRIVE, "in", "/f"]);
+    lab
+}
+
+#[test]
+fn a_put_that_is_killed_leaves_the_old_file_or_the_new_one() {
+    let (seed, mut random) = seeded(11);
+    let lab = prepared();
+    let mut current = 0;
+    for round in 1..=25 {
+        lab.file("in", &version(round));
+        let mut child = lab.command(&["put", DRIVE, "in", "/f"]).spawn().unwrap();
+        std::thread::sleep(Duration::from_micros(random.next_u64() % 40_000));
+        let _ = child.kill(); // it may be done already
+        child.wait().unwrap();
+        current = versions_seen(&lab, seed, round, current, round);
+    }
+    // And it still works.
+    lab.file("in", &version(1000));
+    lab.ok(&["put", DRIVE, "in", "/f"]);
+    assert_eq!(versions_seen(&lab, seed, 1000, current, 1000), 1000);
+}
+
+#[test]
+fn a_server_that_is_killed_keeps_what_was_put() {
+    let (seed, mut random) = seeded(12);
+    let lab = prepared();
+    let mut current = 0;
+    for round in 1..=12 {
+        let server = lab.serve(DRIVE, "s", &[]);
+        lab.file("in", &version(round));
+        let mut put = lab.command(&["put", "--socket", "s", "in", "/f"]).spawn().unwrap();
+        std::thread::sleep(Duration::from_micros(random.next_u64() % 60_000));
+        let done = put.try_wait().unwrap();
+        server.kill();
+        let status = put.wait().unwrap();
+        assert!(status.code().is_some(), "seed {seed}, round {round}: put ended by a signal: {status}");
+        let seen = versions_seen(&lab, seed, round, current, round);
+        // Acknowledged before the kill: durable.
+        if done.is_some_and(|s| s.success()) {
+            assert_eq!(seen, round, "seed {seed}, round {round}: a put that had returned is gone");
+        }
+        current = seen;
+    }
+}
+
+#[test]
+fn a_client_that_is_killed_harms_nobody() {
+    let (seed, mut random) = seeded(13);
+    let lab = prepared();
+    let server = lab.serve(DRIVE, "s", &[]);
+    let mut current = 0;
+    for round in 1..=20 {
+        lab.file("in", &version(round));
+        let mut put = lab.command(&["put", "--socket", "s", "in", "/f"]).spawn().unwrap();
+        let mut get = lab.command(&["get", "--socket", "s", "/f", "out"]).spawn().unwrap();
+        std::thread::sleep(Duration::from_micros(random.next_u64() % 30_000));
+        for child in [&mut put, &mut get] {
+            let _ = child.kill();
+            child.wait().unwrap();
+        }
+        let got = lab.ok(&["cat", "--socket", "s", "/f"]);
+        current = match got {
+            _ if got == version(round) => round,
+            _ if got == version(current) => current,
+            _ => panic!("seed {seed}, round {round}: {} bytes of no version", got.len()),
+        };
+    }
+    assert_eq!(server.stop(), Some(0));
+    versions_seen(&lab, seed, 0, current, current);
+}

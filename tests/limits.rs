@@ -1,0 +1,151 @@
+//! What is refused, and what is full: nothing is lost by either.
+
+use cmbfs_tests::{Lab, pattern};
+
+fn lab() -> Lab {
+    Lab::new(env!("CARGO_BIN_EXE_cmbfs"))
+}
+
+#[test]
+fn a_file_that_is_no_image_is_never_formatted_without_force() {
+    let lab = lab();
+    let precious = pattern(1, 3_000_000);
+    lab.file("photo.jpg", &precious);
+    let said = lab.fails(1, &["mkfs", "emu:photo.jpg?cmb=4M"]).stderr;
+    assert!(said.contains("--force"), "{said}");
+    for command in ["ls", "cat", "stat", "rm"] {
+        lab.fails(1, &[command, "emu:photo.jpg?cmb=4M", "/"]);
+    }
+    lab.fails(1, &["serve", "emu:photo.jpg", "--socket", "s"]);
+    lab.fails(1, &["mkfs", "file:photo.jpg"]);
+    assert!(std::fs::read(lab.path("photo.jpg")).unwrap() == precious, "the file was changed");
+    assert!(!lab.path("s").exists());
+}
+
+#[test]
+fn a_filesystem_with_files_is_not_formatted_without_force() {
+    let lab = lab();
+    let drive = "emu:disk.img?size=64M";
+    lab.ok(&["mkfs", drive]);
+    lab.ok(&["mkfs", drive]); // empty: nothing to lose
+    lab.file("in", b"precious");
+    lab.ok(&["put", drive, "in", "/f"]);
+    let said = lab.fails(1, &["mkfs", drive]).stderr;
+    assert!(said.contains("--force"), "{said}");
+    assert_eq!(lab.ok(&["cat", drive, "/f"]), b"precious");
+    lab.ok(&["mkfs", "--force", drive]);
+    assert_eq!(lab.ok(&["ls", drive, "/"]), b"");
+}
+
+#[test]
+fn an_image_that_another_process_holds_is_refused_naming_the_holder() {
+    let lab = lab();
+    let drive = "emu:disk.img?cmb=4M&size=64M";
+    lab.ok(&["mkfs", drive]);
+    let server = lab.serve(drive, "s", &[]);
+    let holder = server.pid().to_string();
+    for args in [
+        &["mkfs", "--force", drive][..],
+        &["ls", drive, "/"],
+        &["identify", drive],
+        &["check", drive],
+        &["serve", drive, "--socket", "s2"],
+    ] {
+        let said = lab.fails(1, args).stderr;
+        assert!(said.contains(&holder), "{args:?} does not name process {holder}:\n{said}");
+    }
+    assert_eq!(lab.ok(&["ls", "--socket", "s", "/"]), b"");
+}
+
+#[test]
+fn a_socket_in_use_is_not_taken_and_a_stale_one_is() {
+    let lab = lab();
+    for image in ["a.img", "b.img"] {
+        lab.ok(&["mkfs", &format!("emu:{image}?size=64M")]);
+    }
+    let server = lab.serve("emu:a.img?size=64M", "s", &[]);
+    let said = lab.fails(1, &["serve", "emu:b.img?size=64M", "--socket", "s"]).stderr;
+    assert!(said.contains('s'), "{said}");
+    assert_eq!(lab.ok(&["ls", "--socket", "s", "/"]), b"");
+    server.kill(); // leaves its socket behind
+    let server = lab.serve("emu:b.img?size=64M", "s", &[]);
+    assert_eq!(lab.ok(&["ls", "--socket", "s", "/"]), b"");
+    assert_eq!(server.stop(), Some(0));
+    lab.file("plain", b"not a socket");
+    lab.fails(1, &["serve", "emu:b.img?size=64M", "--socket", "plain"]);
+    assert_eq!(std::fs::read(lab.path("plain")).unwrap(), b"not a socket");
+}
+
+#[test]
+fn no_server_is_said_so() {
+    let lab = lab();
+    for args in [
+        &["ls", "--socket", "none", "/"][..],
+        &["status", "--socket", "none"],
+        &["revoke", "--socket", "none"],
+    ] {
+        let said = lab.fails(1, args).stderr;
+        assert!(said.contains("none"), "{said}");
+    }
+}
+
+#[test]
+fn a_full_disk_loses_nothing() {
+    for through_a_server in [false, true] {
+        let lab = lab();
+        let drive = "emu:disk.img?cmb=1M&size=32M";
+        lab.ok(&["mkfs", drive]);
+        let server = through_a_server.then(|| lab.serve(drive, "s", &[]));
+        let at: &[&str] = if through_a_server { &["--socket", "s"] } else { &[drive] };
+        let mut kept = 0;
+        let said = loop {
+            lab.file("in", &pattern(kept, 3_000_000));
+            let done = lab.run(&[&["put"], at, &["in", &format!("/f{kept}")]].concat());
+            if done.code != Some(0) {
+                break done.stderr;
+            }
+            kept += 1;
+            assert!(kept < 12, "36 MB fitted on a disk of 32 MiB");
+        };
+        assert!(said.contains("space"), "{said}");
+        assert!(kept >= 6, "only {kept} files of 3 MB fitted on a disk of 32 MiB");
+        let intact = |n: u64| {
+            let got = lab.ok(&[&["cat"], at, &[&format!("/f{n}")]].concat());
+            assert!(got == pattern(n, 3_000_000), "file {n} of {kept} differs after the disk was full");
+        };
+        (0..kept).for_each(&intact);
+        let listed = String::from_utf8(lab.ok(&[&["ls"], at, &["/"]].concat())).unwrap();
+        assert_eq!(listed.lines().count() as u64, kept, "the failed put left something behind:\n{listed}");
+        // Space comes back.
+        lab.ok(&[&["rm"], at, &["/f0"]].concat());
+        lab.file("in", &pattern(1000, 3_000_000));
+        lab.ok(&[&["put"], at, &["in", "/again"]].concat());
+        assert!(lab.ok(&[&["cat"], at, &["/again"]].concat()) == pattern(1000, 3_000_000));
+        (1..kept).for_each(&intact);
+        if let Some(server) = server {
+            assert_eq!(server.stop(), Some(0));
+        }
+        lab.ok(&["check", drive]);
+    }
+}
+
+#[test]
+fn a_full_cmb_only_changes_the_path() {
+    let lab = lab();
+    let drive = "emu:disk.img?cmb=1M&size=128M";
+    lab.ok(&["mkfs", drive]);
+    let files: Vec<_> = (0..4).map(|n| pattern(n, 5_000_000 + n as usize)).collect();
+    for (n, bytes) in files.iter().enumerate() {
+        lab.file("in", bytes);
+        lab.ok(&["put", drive, "in", &format!("/f{n}")]);
+    }
+    let _server = lab.serve(drive, "s", &[]);
+    // Four readers at once over a CMB of one twentieth of the files.
+    let children: Vec<_> = (0..files.len())
+        .map(|n| lab.command(&["cat", "--socket", "s", &format!("/f{n}")]).spawn().unwrap())
+        .collect();
+    for (n, child) in children.into_iter().enumerate() {
+        let out = child.wait_with_output().unwrap();
+        assert!(out.stdout == files[n], "file {n} differs: {}", String::from_utf8_lossy(&out.stderr));
+    }
+}
