@@ -127,7 +127,7 @@ mod tests {
     fn never_hands_out_a_byte_twice_and_merges_back_to_one_range() {
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(7);
         let mut free = FreeRanges::new([0x1000..=0x8_0fff]);
-        let mut owner = vec![false; 0x81];
+        let mut owner = [false; 0x81];
         let mut held: Vec<(u64, u64)> = Vec::new();
         for _ in 0..20_000 {
             if rng.next_u32() % 2 == 0 {

@@ -1,8 +1,8 @@
 //! A controller whose registers lie and whose memory writes are random: the driver may fail, with typed errors and in
 //! bounded time, but it neither panics nor hangs.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed call fails the test")]
-use std::ops::RangeInclusive;
-use std::os::fd::OwnedFd;
+mod wrap;
+
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -13,19 +13,13 @@ use nvme_driver::disk::Disk;
 use nvme_driver::emu::{Backing, Config, EmulatedController};
 use nvme_driver::mem::Mapping;
 use nvme_driver::nvme_disk::NvmeDisk;
-use nvme_driver::pci::{Bar, DmaAccess, PciError, PciFunction};
+use nvme_driver::pci::PciFunction;
 use nvme_driver::spec::{AdminOpcode, Command, regs};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
+use wrap::{Hands, Wrapped};
 
-/// An emulated controller with noise between it and the driver.
-#[derive(Debug)]
-struct Hostile {
-    inner: Arc<dyn PciFunction>,
-    noise: Mutex<Noise>,
-}
-
-#[derive(Debug)]
+/// The noise between an emulated controller and the driver.
 struct Noise {
     rng: Xoshiro256PlusPlus,
     /// One register read in so many lies; one step in so many writes to host memory. 0: never.
@@ -96,76 +90,20 @@ impl Noise {
     }
 }
 
-impl PciFunction for Hostile {
-    fn name(&self) -> &str {
-        self.inner.name()
+impl Hands for Mutex<Noise> {
+    fn register(&self, _offset: u64, value: u64) -> u64 {
+        self.lock().unwrap().bend(value)
     }
-    fn config_read(&self, offset: u16, size: u8) -> Result<u32, PciError> {
-        self.inner.config_read(offset, size)
+    fn map(&self, memory: &Arc<Mapping>, len: usize, iova: u64) -> Result<(), String> {
+        self.lock().unwrap().mapped.push((Arc::clone(memory), len, iova));
+        Ok(())
     }
-    fn config_write(&self, offset: u16, size: u8, value: u32) -> Result<(), PciError> {
-        self.inner.config_write(offset, size, value)
-    }
-    fn bar(&self, index: u8) -> Result<Bar, PciError> {
-        self.inner.bar(index)
-    }
-    fn read32(&self, bar: u8, offset: u64) -> Result<u32, PciError> {
-        let value = self.inner.read32(bar, offset)?;
-        Ok(self.noise.lock().unwrap().bend(u64::from(value)) as u32)
-    }
-    fn write32(&self, bar: u8, offset: u64, value: u32) -> Result<(), PciError> {
-        self.inner.write32(bar, offset, value)
-    }
-    fn read64(&self, bar: u8, offset: u64) -> Result<u64, PciError> {
-        let value = self.inner.read64(bar, offset)?;
-        Ok(self.noise.lock().unwrap().bend(value))
-    }
-    fn write64(&self, bar: u8, offset: u64, value: u64) -> Result<(), PciError> {
-        self.inner.write64(bar, offset, value)
-    }
-    fn map_bar(&self, index: u8, offset: u64, len: u64) -> Result<Option<Arc<Mapping>>, PciError> {
-        self.inner.map_bar(index, offset, len)
-    }
-    fn iova_ranges(&self) -> Vec<RangeInclusive<u64>> {
-        self.inner.iova_ranges()
-    }
-    fn dma_map(
-        &self,
-        memory: &Arc<Mapping>,
-        offset: usize,
-        len: usize,
-        iova: u64,
-        access: DmaAccess,
-    ) -> Result<(), PciError> {
-        self.noise.lock().unwrap().mapped.push((Arc::clone(memory), len, iova));
-        self.inner.dma_map(memory, offset, len, iova, access)
-    }
-    fn dma_unmap(&self, iova: u64, len: usize) -> Result<(), PciError> {
-        self.inner.dma_unmap(iova, len)
-    }
-    fn reset(&self) -> Result<(), PciError> {
-        self.inner.reset()
-    }
-    fn set_bus_master(&self, on: bool) -> Result<(), PciError> {
-        self.inner.set_bus_master(on)
-    }
-    fn set_interrupts(&self, eventfds: &[OwnedFd]) -> Result<(), PciError> {
-        self.inner.set_interrupts(eventfds)
-    }
-    fn bars_are_device_memory(&self) -> bool {
-        false
-    }
-    fn step(&self) -> bool {
-        let worked = self.inner.step();
-        let mut noise = self.noise.lock().unwrap();
+    fn stepped(&self, inner: &dyn PciFunction) {
+        let mut noise = self.lock().unwrap();
         let one_in = noise.memory;
         if noise.hits(one_in) {
-            noise.scribble(self.inner.as_ref());
+            noise.scribble(inner);
         }
-        worked
-    }
-    fn needs_step(&self) -> bool {
-        true
     }
 }
 
@@ -182,7 +120,7 @@ fn run(seed: u64, registers: u32, memory: u32) -> (u32, u32) {
     let emulated = EmulatedController::new(&config).unwrap();
     let rng = Xoshiro256PlusPlus::seed_from_u64(seed);
     let noise = Mutex::new(Noise { rng, registers, memory, mapped: Vec::new() });
-    let function = Arc::new(Hostile { inner: emulated.function(), noise });
+    let function = Arc::new(Wrapped { inner: emulated.function(), hands: noise });
     let clock = Arc::new(ManualClock::new());
     let options = ControllerOptions {
         io_timeout: Duration::from_millis(100),
