@@ -46,8 +46,14 @@ impl Fuzz {
             write_data: flag(),
             mixed_data: flag(),
         };
+        let image = tempfile::tempdir().unwrap();
+        let namespace = match seed % 16 {
+            0 => Backing::File { path: image.path().join("disk.img"), create: Some(1 << 20) },
+            1 => Backing::Null { bytes: 1 << 20 },
+            _ => Backing::Ram { bytes: 1 << 20 },
+        };
         let config = Config {
-            namespace: Backing::Ram { bytes: 1 << 20 },
+            namespace,
             lba_size: if flag() { 512 } else { 4096 },
             cmb_size: if flag() { 16 * PAGE as u64 } else { 0 },
             pmr_size: if flag() { 0 } else { 8192 },

@@ -1,10 +1,11 @@
-//! An image file, read and written through io_uring.
+//! An image file, read and written through io_uring: one operation at a time, or several reads together.
 #![expect(unsafe_code, reason = "io_uring takes raw pointers")]
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use io_uring::{IoUring, opcode, squeue, types};
 use rustix::fs::FallocateFlags;
@@ -12,10 +13,22 @@ use rustix::fs::FallocateFlags;
 use super::config::EmuError;
 use crate::mem::Mapping;
 
+/// Reads under way together at most.
+const MOST_READS: usize = 64;
+/// Bytes of memory for them.
+const READ_MEMORY: usize = 16 << 20;
+
 /// An open image.
 pub(super) struct ImageFile {
     file: File,
     ring: IoUring,
+    /// Where reads under way put their bytes, slot by slot.
+    slots: Arc<Mapping>,
+    slot_len: usize,
+    /// Operations under way; slot 0 is first.
+    under_way: usize,
+    /// Results by slot.
+    results: Vec<i32>,
 }
 
 impl std::fmt::Debug for ImageFile {
@@ -25,8 +38,9 @@ impl std::fmt::Debug for ImageFile {
 }
 
 impl ImageFile {
-    /// Opens the image at `path`, or creates it with `create` bytes of zeros. Says its size in bytes.
-    pub(super) fn open(path: &Path, create: Option<u64>) -> Result<(Self, u64), EmuError> {
+    /// Opens the image at `path`, or creates it with `create` bytes of zeros. No read is longer than `transfer` bytes.
+    /// Says its size in bytes.
+    pub(super) fn open(path: &Path, create: Option<u64>, transfer: usize) -> Result<(Self, u64), EmuError> {
         let fail = |what| move |source| EmuError::Image { path: path.to_owned(), what, source };
         let mut options = OpenOptions::new();
         options.read(true).write(true);
@@ -40,8 +54,11 @@ impl ImageFile {
         };
         let bytes = rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0)).map_err(io::Error::from);
         let bytes = bytes.map_err(fail("find its size"))?;
-        let ring = IoUring::new(8).map_err(fail("set up io_uring"))?;
-        Ok((Self { file, ring }, bytes))
+        let ring = IoUring::new(MOST_READS as u32).map_err(fail("set up io_uring"))?;
+        let reads = (READ_MEMORY / transfer).clamp(1, MOST_READS);
+        let slots = Mapping::anonymous(reads * transfer)?;
+        let results = vec![0; reads];
+        Ok((Self { file, ring, slots, slot_len: transfer, under_way: 0, results }, bytes))
     }
 
     /// The file's device and inode number.
@@ -55,28 +72,75 @@ impl ImageFile {
     }
 
     /// Runs one operation to its end; its result is a count of bytes.
-    fn run(&mut self, entry: &squeue::Entry) -> io::Result<usize> {
+    fn run(&mut self, entry: squeue::Entry) -> io::Result<usize> {
+        self.finish_reads();
         // SAFETY: the callers' buffers are inside a `Mapping` they hold borrowed until we return, and we return only
         // after the operation has completed.
-        unsafe { self.ring.submission().push(entry) }.map_err(io::Error::other)?;
-        let result = loop {
-            match self.ring.submit_and_wait(1) {
+        unsafe { self.ring.submission().push(&entry.user_data(0)) }.map_err(io::Error::other)?;
+        self.under_way = 1;
+        self.finish_reads();
+        self.result(0)
+    }
+
+    /// The result of the operation in `slot`.
+    fn result(&self, slot: usize) -> io::Result<usize> {
+        let result = self.results.get(slot).copied().unwrap_or(-libc::EINVAL);
+        usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(result.saturating_neg()))
+    }
+
+    /// Starts a read of at most one transfer into the next slot, whose number it returns; `None`: there is no free one.
+    pub(super) fn begin_read(&mut self, offset: u64, len: usize) -> Option<usize> {
+        let slot = self.under_way;
+        if slot >= self.results.len() || len > self.slot_len {
+            return None;
+        }
+        let to = self.slots.as_ptr().wrapping_add(slot * self.slot_len);
+        let fd = types::Fd(self.file.as_raw_fd());
+        let entry = opcode::Read::new(fd, to, len as u32).offset(offset).build().user_data(slot as u64);
+        // SAFETY: the slot is inside `slots`, which we keep until nothing is under way (see `drop`), and no other
+        // operation under way uses it.
+        unsafe { self.ring.submission().push(&entry) }.ok()?;
+        self.under_way += 1;
+        Some(slot)
+    }
+
+    /// Waits until nothing is under way. The slots are free then, their bytes and results good until the next operation.
+    pub(super) fn finish_reads(&mut self) {
+        while self.under_way > 0 {
+            match self.ring.submit_and_wait(self.under_way) {
+                Ok(_) => {}
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                // The operation may still be running on memory we are about to lose.
+                // Operations may be running on memory that is in use elsewhere once we return.
                 Err(e) => {
-                    tracing::error!("io_uring_enter: {e}; waiting for the operation goes on");
+                    tracing::error!("io_uring_enter: {e}; waiting goes on");
                     std::thread::yield_now();
                 }
-                Ok(_) => {}
             }
-            if let Some(cqe) = self.ring.completion().next() {
-                break cqe.result();
+            for cqe in self.ring.completion() {
+                if let Some(result) = self.results.get_mut(cqe.user_data() as usize) {
+                    *result = cqe.result();
+                }
+                self.under_way = self.under_way.saturating_sub(1);
             }
-        };
-        if result < 0 {
-            return Err(io::Error::from_raw_os_error(-result));
         }
-        usize::try_from(result).map_err(io::Error::other)
+    }
+
+    /// The bytes of a finished read of `len` bytes at `offset`: the mapping and where in it.
+    pub(super) fn take_read(
+        &mut self,
+        slot: usize,
+        offset: u64,
+        len: usize,
+    ) -> io::Result<(Arc<Mapping>, usize)> {
+        let at = slot * self.slot_len;
+        let slots = Arc::clone(&self.slots);
+        if self.result(slot)? < len {
+            // Cut short: the rest, or the reason, by itself.
+            let done = self.results.clone();
+            self.read(offset, &slots, at, len)?;
+            self.results = done;
+        }
+        Ok((slots, at))
     }
 
     /// Reads all of the range; the file was that long when it was opened, so an early end is an error.
@@ -89,7 +153,7 @@ impl ImageFile {
             let entry = opcode::Read::new(types::Fd(self.file.as_raw_fd()), to, n)
                 .offset(offset + done as u64)
                 .build();
-            match self.run(&entry) {
+            match self.run(entry) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(n) => done += n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -109,7 +173,7 @@ impl ImageFile {
             let entry = opcode::Write::new(types::Fd(self.file.as_raw_fd()), from, n)
                 .offset(offset + done as u64)
                 .build();
-            match self.run(&entry) {
+            match self.run(entry) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(n) => done += n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -143,7 +207,13 @@ impl ImageFile {
     /// `fdatasync`.
     pub(super) fn sync(&mut self) -> io::Result<()> {
         let fd = types::Fd(self.file.as_raw_fd());
-        self.run(&opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build()).map(|_| ())
+        self.run(opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build()).map(|_| ())
+    }
+}
+
+impl Drop for ImageFile {
+    fn drop(&mut self) {
+        self.finish_reads();
     }
 }
 

@@ -25,7 +25,7 @@ impl State {
             return Outcome::Done(Status::COMMAND_ID_CONFLICT, 0);
         }
         let Some(fault) = self.faults.pick(qid, cmd) else {
-            return self.execute(bus, qid, cmd);
+            return self.execute(bus, qid, cmd, false);
         };
         tracing::debug!(qid, cid = cmd.cid(), ?fault, "injected");
         self.counters.injected += 1;
@@ -51,7 +51,7 @@ impl State {
             }
             Fault::Garbage => self.execute_to_garbage(bus, qid, cmd),
             Fault::Lose | Fault::Duplicate | Fault::WrongCid(_) | Fault::WrongSqid(_) | Fault::WrongPhase => {
-                let outcome = self.execute(bus, qid, cmd);
+                let outcome = self.execute(bus, qid, cmd, false);
                 self.complete_wrongly(bus, qid, cmd.cid(), outcome, fault);
                 Outcome::Held
             }
@@ -60,7 +60,7 @@ impl State {
 
     fn execute_to_garbage(&mut self, bus: &Bus<'_>, qid: u16, cmd: &Command) -> Outcome {
         self.pointers.segments.clear();
-        if let Outcome::Held = self.execute(bus, qid, cmd) {
+        if let Outcome::Held = self.execute(bus, qid, cmd, false) {
             return Outcome::Held;
         }
         // Bits 1:0 of an opcode say which way data goes; 10b: to the host.
@@ -128,7 +128,7 @@ impl State {
                 continue;
             }
             let Held { qid, cmd, .. } = self.held.remove(i);
-            if let Outcome::Done(status, dw0) = self.execute(bus, qid, &cmd) {
+            if let Outcome::Done(status, dw0) = self.execute(bus, qid, &cmd, false) {
                 self.complete(bus, qid, cmd.cid(), status, dw0);
             }
             worked = true;

@@ -4,7 +4,9 @@ use std::io;
 
 use super::bus::{Bus, Place};
 use super::data::Direction;
+use super::reads::deliver;
 use super::state::State;
+use super::step::Outcome;
 use crate::mem::Mapping;
 use crate::spec::command::{DSM_AD, DsmRange, FUA};
 use crate::spec::{Command, NvmOpcode, Status};
@@ -20,7 +22,16 @@ struct Range {
 }
 
 impl State {
-    pub(super) fn execute_io(&mut self, bus: &Bus<'_>, cmd: &Command) -> Result<u32, Status> {
+    /// `defer`: a read may be left under way, to complete at the end of the step.
+    pub(super) fn execute_io(&mut self, bus: &Bus<'_>, qid: u16, cmd: &Command, defer: bool) -> Outcome {
+        match self.run_io(bus, qid, cmd, defer) {
+            Ok(true) => Outcome::Done(Status::SUCCESS, 0),
+            Ok(false) => Outcome::Held,
+            Err(status) => Outcome::Done(status, 0),
+        }
+    }
+
+    fn run_io(&mut self, bus: &Bus<'_>, qid: u16, cmd: &Command, defer: bool) -> Result<bool, Status> {
         let op = NvmOpcode::from_u8(cmd.opcode()).ok_or(Status::INVALID_OPCODE)?;
         if cmd.fuse() != 0 {
             return Err(Status::INVALID_FIELD);
@@ -32,7 +43,7 @@ impl State {
             return Err(Status::INVALID_NAMESPACE);
         }
         match op {
-            NvmOpcode::Read => self.read(bus, cmd),
+            NvmOpcode::Read => return self.read(bus, qid, cmd, defer),
             NvmOpcode::Write => self.write(bus, cmd),
             NvmOpcode::Compare => self.compare(bus, cmd),
             NvmOpcode::Verify => self.verify(cmd),
@@ -40,7 +51,7 @@ impl State {
             NvmOpcode::DatasetManagement => self.dataset_management(bus, cmd),
             NvmOpcode::Flush | NvmOpcode::WriteUncorrectable => Err(Status::INVALID_OPCODE),
         }?;
-        Ok(0)
+        Ok(true)
     }
 
     /// SLBA and NLB as bytes, inside the namespace.
@@ -63,41 +74,33 @@ impl State {
         self.range(cmd)
     }
 
-    fn flush(&mut self, cmd: &Command) -> Result<u32, Status> {
+    fn flush(&mut self, cmd: &Command) -> Result<bool, Status> {
         if (cmd.nsid != 1 && cmd.nsid != ALL_NAMESPACES) || !self.admin.namespace_is_attached() {
             return Err(Status::INVALID_NAMESPACE);
         }
         self.namespace.flush().map_err(|e| media_error("flush", &e, Status::WRITE_FAULT))?;
-        Ok(0)
+        Ok(true)
     }
 
-    fn read(&mut self, bus: &Bus<'_>, cmd: &Command) -> Result<(), Status> {
+    /// Says whether the command is complete; if not, it is under way (only if `defer` allows that).
+    fn read(&mut self, bus: &Bus<'_>, qid: u16, cmd: &Command, defer: bool) -> Result<bool, Status> {
         let range = self.data_range(cmd)?;
         let len = range.len as usize;
         self.pointers.locate(bus, cmd, len, Direction::In)?;
         self.namespace.traffic.reads += 1;
         self.namespace.traffic.bytes_read += range.len;
         if !self.namespace.media.holds_data() {
-            return Ok(());
+            return Ok(true);
         }
-        let (memory, mut at) = self
+        if defer && self.begin_read(bus, qid, cmd.cid(), range.offset, len) {
+            return Ok(false);
+        }
+        let (memory, at) = self
             .namespace
             .fetch(range.offset, len)
             .map_err(|e| media_error("read", &e, Status::UNRECOVERED_READ_ERROR))?;
-        for s in &self.pointers.segments {
-            if bus.copy_in(s.addr, memory, at, s.len).is_err() {
-                self.counters.iommu_faults += 1;
-                return Err(Status::DATA_TRANSFER_ERROR);
-            }
-            let counter = match bus.place(s.addr) {
-                Place::Host => &mut self.counters.drive_to_host,
-                Place::Cmb => &mut self.counters.drive_to_cmb,
-                Place::Pmr => &mut self.counters.drive_to_pmr,
-            };
-            *counter += s.len as u64;
-            at += s.len;
-        }
-        Ok(())
+        deliver(&mut self.counters, bus, &self.pointers.segments, memory, at)?;
+        Ok(true)
     }
 
     fn write(&mut self, bus: &Bus<'_>, cmd: &Command) -> Result<(), Status> {
@@ -239,7 +242,7 @@ fn is_equal(bus: &Bus<'_>, addr: u64, memory: &Mapping, at: usize, len: usize) -
     Ok(equal)
 }
 
-fn media_error(what: &str, error: &io::Error, status: Status) -> Status {
+pub(super) fn media_error(what: &str, error: &io::Error, status: Status) -> Status {
     tracing::error!("emulated drive: {what}: {error}");
     status
 }

@@ -29,7 +29,7 @@ impl Media {
                 Ok((Self::Ram(Mapping::anonymous(len)?), bytes))
             }
             Backing::File { path, create } => {
-                let (file, bytes) = ImageFile::open(path, *create)?;
+                let (file, bytes) = ImageFile::open(path, *create, 4096 << config.mdts)?;
                 if bytes < block {
                     return Err(EmuError::ImageTooSmall {
                         path: path.clone(),

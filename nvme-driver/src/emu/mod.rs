@@ -13,7 +13,7 @@
 //!
 //! Inside: `state` holds everything and resets it; `registers`, `doorbell`, `pci_config` and `msix` are what the host
 //! sees; `step` fetches, dispatches and completes; `data` and `sgl` find a command's data and `bus` moves it; `admin` and `io` are
-//! the command sets; `held` is what faults do to commands; `namespace`, `cache`, `media` and `file` are the drive.
+//! the command sets; `held` is what faults do to commands; `namespace`, `cache`, `media`, `file` and `reads` are the drive.
 mod admin;
 mod bus;
 mod cache;
@@ -33,6 +33,7 @@ mod msix;
 mod namespace;
 mod pci_config;
 mod queue;
+mod reads;
 mod registers;
 mod sgl;
 mod state;

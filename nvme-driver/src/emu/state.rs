@@ -15,6 +15,7 @@ use super::msix::Msix;
 use super::namespace::Namespace;
 use super::pci_config::ConfigSpace;
 use super::queue::{Cq, Sq};
+use super::reads::Reads;
 use super::registers::Registers;
 use crate::mem::{Access, MapError, Mapping, PAGE};
 use crate::spec::regs::{Cc, Csts, DOORBELLS};
@@ -70,6 +71,8 @@ pub(super) struct State {
     /// Faults to inject, and the commands that were held back by them.
     pub(super) faults: Armed,
     pub(super) held: Vec<Held>,
+    /// Reads of an image that are under way in this step.
+    pub(super) reads: Reads,
     /// Steps so far.
     pub(super) steps: u64,
     /// Steps in a row that found nothing to do.
@@ -135,6 +138,7 @@ impl State {
             removed: false,
             faults: Armed::new(config.seed),
             held: Vec::new(),
+            reads: Reads::default(),
             steps: 0,
             idle: 0,
             fixed,

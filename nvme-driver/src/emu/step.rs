@@ -3,7 +3,7 @@
 use super::bus::Bus;
 use super::queue::Cq;
 use super::state::State;
-use crate::spec::{Command, Completion, Status};
+use crate::spec::{Command, Completion, NvmOpcode, Status};
 
 /// What became of a command.
 pub(super) enum Outcome {
@@ -62,6 +62,7 @@ impl State {
             idle_in_a_row = if did == 0 { idle_in_a_row + 1 } else { 0 };
             self.turn += 1;
         }
+        self.finish_reads(bus);
         budget < self.fixed.commands_per_step
     }
 
@@ -89,7 +90,7 @@ impl State {
             did += 1;
             let cmd: Command = bytemuck::cast(entry);
             let outcome = if self.held.is_empty() && self.faults.is_empty() {
-                self.execute(bus, qid, &cmd)
+                self.execute(bus, qid, &cmd, true)
             } else {
                 self.execute_disturbed(bus, qid, &cmd)
             };
@@ -104,14 +105,18 @@ impl State {
         did
     }
 
-    /// Executes a command of queue `qid`.
-    pub(super) fn execute(&mut self, bus: &Bus<'_>, qid: u16, cmd: &Command) -> Outcome {
+    /// Executes a command of queue `qid`. `defer`: a read may be left under way until the end of the step.
+    pub(super) fn execute(&mut self, bus: &Bus<'_>, qid: u16, cmd: &Command, defer: bool) -> Outcome {
+        // Whatever is not one more read waits for the reads under way.
+        if qid == 0 || cmd.opcode() != NvmOpcode::Read as u8 || !defer {
+            self.finish_reads(bus);
+        }
         if qid == 0 {
             self.counters.admin_commands[usize::from(cmd.opcode())] += 1;
             self.execute_admin(bus, cmd)
         } else {
             self.counters.io_commands[usize::from(cmd.opcode())] += 1;
-            self.execute_io(bus, cmd).into()
+            self.execute_io(bus, qid, cmd, defer)
         }
     }
 

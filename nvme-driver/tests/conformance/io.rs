@@ -1,5 +1,7 @@
 //! The NVM command set.
 
+use std::collections::HashMap;
+
 use nvme_driver::emu::{Backing, Config};
 use nvme_driver::spec::command::{DSM_AD, FUA};
 use nvme_driver::spec::{Command, Status};
@@ -249,4 +251,48 @@ fn an_image_file() {
         Command { prp1: at, ..Command::new(2, 1).with_blocks(100, 1) },
         Status::UNRECOVERED_READ_ERROR,
     );
+}
+
+/// Reads of an image run together: each command completes once, with its own status and data, also if some fail, if the
+/// completion queue is small, and if writes to the same blocks lie between them.
+#[test]
+fn reads_of_an_image_run_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let namespace = Backing::File { path: dir.path().join("disk.img"), create: Some(1 << 20) };
+    let mut h = Host::with_queue_on(&Config { namespace, commands_per_step: 200, ..small() });
+    let (sq, cq) = (h.pages(4), h.pages(1));
+    h.create_pair_at(2, sq, 256, cq, 8);
+    let at = h.pages(220);
+    let page = |i: u64| at + i * 4096;
+    for round in 1..=3u64 {
+        let mut expect = HashMap::new();
+        for i in 0..200u64 {
+            let blocks = |op, slba| Command::new(op, 1).with_blocks(slba, 8);
+            let cmd = match i % 10 {
+                // Beyond the end; to nowhere; a write of this round's bytes.
+                3 => blocks(2, 2041),
+                6 => Command { prp1: 0x5000_0000, ..blocks(2, 0) },
+                0 => {
+                    h.put(page(i), &pattern(round << 16 | i, 4096));
+                    Command { prp1: page(i), ..blocks(1, i / 10 * 8) }
+                }
+                _ => Command { prp1: page(i), ..blocks(2, i / 10 * 8) },
+            };
+            expect.insert(h.place(2, cmd), i);
+        }
+        h.ring_queue(2);
+        while !expect.is_empty() {
+            let done = h.wait(2);
+            let i = expect.remove(&done.cid).unwrap();
+            let status = match i % 10 {
+                3 => Status::LBA_OUT_OF_RANGE,
+                6 => Status::DATA_TRANSFER_ERROR,
+                _ => Status::SUCCESS,
+            };
+            assert!(done.status().is(status), "command {i}: {}", done.status());
+            if status.is_success() {
+                assert_eq!(h.get(page(i), 4096), pattern(round << 16 | (i / 10 * 10), 4096), "command {i}");
+            }
+        }
+    }
 }
