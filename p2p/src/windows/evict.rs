@@ -59,6 +59,8 @@ impl Windows {
 
     /// A window that has left its home is forgotten by that home's policy and known to the other's.
     pub(super) fn left(&mut self, old: &PagesOut, to: Home, index: u32) {
+        // Only uses from now on speak for going back.
+        self.wanted.retain(|i| *i != index);
         let Some(w) = self.window(index) else { return };
         let (key, len) = (w.key(), w.len as u64);
         match (old.home, self.cmb.as_mut()) {

@@ -73,6 +73,11 @@ impl Move {
         self.fenced.retain(|c| !c.is_client(client));
     }
 
+    /// Whether the window's bytes are no longer wanted.
+    pub(super) fn discards(&self) -> bool {
+        self.request.discard
+    }
+
     /// Why it is made.
     pub(super) fn reason(&self) -> Reason {
         self.request.reason
@@ -87,10 +92,18 @@ impl Move {
 impl Windows {
     /// Begins to move a window, or has the move that is under way followed by this one.
     pub(super) fn request(&mut self, index: u32, mut request: Request, backing: &mut dyn Backing, now: u64) {
-        let Some(w) = self.window_mut(index) else {
+        let Some(w) = self.windows.get_mut(index as usize).and_then(Option::as_deref_mut) else {
             return self.settle_all(&request.tickets, Outcome::Already);
         };
-        if w.moving.is_some() {
+        if let Some(m) = w.moving.as_mut() {
+            if request.discard {
+                // From now on nothing of it may reach the drive: its blocks may be another's.
+                m.request.discard = true;
+                if request.reason == Reason::Drive {
+                    self.counters.lost_bytes += (w.dirty.len() * 4096) as u64;
+                }
+                w.dirty.clear();
+            }
             match w.next.as_mut() {
                 None => w.next = Some(request),
                 Some(next) => next.merge(request),

@@ -55,6 +55,10 @@ impl Windows {
         self.harvest(index);
         let written_by_peers = self.peers.has_writers(index);
         let Some(w) = self.window_mut(index) else { return Ok((0, 0)) };
+        if w.moving.as_ref().is_some_and(|m| m.discards()) {
+            w.dirty.clear();
+            return Ok((0, 0));
+        }
         if written_by_peers {
             w.dirty.add_all();
         }

@@ -1,0 +1,224 @@
+//! Peers: what they map, and that a revoked one's DMA faults and never lands.
+mod common;
+
+use common::{GRACE, Rig, config, pattern, writing};
+use nvme_driver::mem::Mapping;
+use nvme_driver::pci::DmaAccess;
+use p2p::counters::Reason;
+use p2p::layout::Home;
+use p2p::peer::{EmulatedEngine, Mapper, PeerError};
+use p2p::reader::Outcome;
+use p2p::windows::{Config, ObjectOptions, PeerMapping, PeerPath, Placement, Progress, Scope};
+use p2p::writer::Finished;
+use std::sync::Arc;
+
+const W: usize = 16 * 1024;
+
+fn rig() -> (Rig, common::Client, p2p::windows::Hold) {
+    let mut rig = Rig::new(4 * W, config());
+    rig.object(7, 4 * W, W);
+    let mut c = rig.client();
+    rig.map_host(&mut c, 7, 4 * W);
+    let hold = rig.hold(&c, 7, 0, true);
+    (rig, c, hold)
+}
+
+fn map(rig: &mut Rig, peer: p2p::windows::PeerId, window: u32, write: bool) -> PeerMapping {
+    match rig.windows.map_peer(peer, window, write, &mut rig.drive, rig.now).unwrap() {
+        PeerPath::Direct(m) => m,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_peer_reads_the_cmb_with_no_byte_through_host_memory() {
+    let (mut rig, _c, hold) = rig();
+    let engine = EmulatedEngine::new("dma0", W).unwrap();
+    let peer = rig.windows.register_peer(Box::new(engine.clone()));
+    let m = map(&mut rig, peer, hold.handle.index, false);
+    engine.copy(m.iova, 0, W, false).unwrap();
+    let mut got = vec![0; W];
+    engine.local().read(0, &mut got).unwrap();
+    assert_eq!(got, (0..W).map(|i| pattern(7, i)).collect::<Vec<_>>());
+    assert_eq!((rig.drive.host_bytes, rig.windows.host_bytes().0), (0, 0));
+    assert_eq!(engine.domain().counters().bytes_read, W as u64);
+    assert!(engine.copy(m.iova, 0, 64, true).unwrap_err().to_string().contains("may not write"));
+    assert_eq!(rig.windows.peer_mappings(Some(peer)).count(), 1);
+    assert_eq!(rig.windows.window_mappings(hold.handle.index).count(), 1);
+}
+
+#[test]
+fn after_a_revocation_a_peers_dma_faults_and_nothing_lands_in_the_freed_pages() {
+    let (mut rig, c, hold) = rig();
+    let engine = EmulatedEngine::new("dma0", W).unwrap();
+    let peer = rig.windows.register_peer(Box::new(engine.clone()));
+    let m = map(&mut rig, peer, hold.handle.index, true);
+    engine.local().write(0, &[0x5a; 64]).unwrap();
+    engine.copy(m.iova, 0, 64, true).unwrap();
+    // Queued and not done when the revocation begins: it is drained, and its bytes move along.
+    engine.local().write(64, &[0x6b; 64]).unwrap();
+    let queued = engine.submit(m.iova + 4096, 64, 64, true).unwrap();
+    let ticket = rig.windows.revoke(&Scope::Window(hold.handle.index), &mut rig.drive, rig.now).unwrap();
+    rig.poll();
+    assert!(matches!(rig.windows.progress(ticket), Some(Progress::Pending(_))), "waits for the queue");
+    assert!(engine.submit(m.iova, 0, 64, true).unwrap_err().to_string().contains("revoked"));
+    engine.step(1);
+    assert_eq!(engine.take_result(queued), Some(p2p::peer::CopyState::Done));
+    assert_eq!(rig.finish(ticket).freed_bytes, W as u64);
+    assert_eq!(c.read(hold.handle, 0, 64), (Outcome::Copied(Home::Host), vec![0x5a; 64]));
+    assert_eq!(c.read(hold.handle, 4096, 64).1, vec![0x6b; 64]);
+    // The pages are another's now.
+    rig.drive.cmb.write(0, &vec![0x99; 4 * W]).unwrap();
+    assert!(engine.copy(m.iova, 0, 64, true).unwrap_err().to_string().contains("faulted"));
+    let mut got = vec![0; 4 * W];
+    rig.drive.cmb.read(0, &mut got).unwrap();
+    assert!(got.iter().all(|b| *b == 0x99), "a late DMA landed");
+    assert_eq!(engine.counters().faults, 1);
+    // Mapped again it works again: back in the CMB.
+    let again = map(&mut rig, peer, hold.handle.index, false);
+    assert_ne!(again.iova, m.iova);
+    engine.copy(again.iova, 0, 64, false).unwrap();
+}
+
+#[test]
+fn a_peer_that_does_not_drain_is_cut_off_after_the_grace() {
+    let (mut rig, c, hold) = rig();
+    let engine = EmulatedEngine::new("dma0", W).unwrap();
+    let peer = rig.windows.register_peer(Box::new(engine.clone()));
+    let m = map(&mut rig, peer, hold.handle.index, true);
+    let stuck = engine.submit(m.iova, 0, 64, true).unwrap();
+    let begun = rig.now;
+    let report = rig.revoke(&Scope::Window(hold.handle.index));
+    assert!(rig.now - begun <= 3 * GRACE);
+    assert_eq!(report.freed_bytes, W as u64, "unmapped, so nothing can land");
+    rig.drive.cmb.write(0, &vec![0x99; W]).unwrap();
+    engine.step(1);
+    assert!(matches!(engine.take_result(stuck), Some(p2p::peer::CopyState::Failed(_))));
+    assert_eq!(c.read(hold.handle, 0, 4).0, Outcome::Copied(Home::Host));
+}
+
+#[test]
+fn what_a_peer_wrote_reaches_the_drive() {
+    let (mut rig, _c, hold) = rig();
+    let engine = EmulatedEngine::new("dma0", W).unwrap();
+    let peer = rig.windows.register_peer(Box::new(engine.clone()));
+    let m = map(&mut rig, peer, hold.handle.index, true);
+    engine.local().write(0, b"by the peer").unwrap();
+    engine.copy(m.iova + 8192, 0, 11, true).unwrap();
+    assert!(rig.windows.is_dirty(7, &(0..1)));
+    let done = rig.windows.commit(7, &(0..W as u64), &mut rig.drive).unwrap();
+    assert_eq!((done.cmb_bytes, done.host_bytes), (W as u64, 0));
+    assert_eq!(&rig.drive.objects[&7][8192..8203], b"by the peer");
+}
+
+#[test]
+fn a_whole_peer_is_revoked_and_the_windows_stay() {
+    let (mut rig, mut c, hold) = rig();
+    let engine = EmulatedEngine::new("dma0", W).unwrap();
+    let other = EmulatedEngine::new("dma1", W).unwrap();
+    let peer = rig.windows.register_peer(Box::new(engine.clone()));
+    let second = rig.windows.register_peer(Box::new(other.clone()));
+    let m = map(&mut rig, peer, hold.handle.index, false);
+    let n = map(&mut rig, second, hold.handle.index, false);
+    rig.map_host(&mut c, 7, 4 * W);
+    rig.revoke(&Scope::Peer(peer));
+    assert!(engine.copy(m.iova, 0, 8, false).is_err());
+    other.copy(n.iova, 0, 8, false).unwrap();
+    assert_eq!(c.read(hold.handle, 0, 8).0, Outcome::Copied(Home::Cmb), "P10: only the mapping went");
+    rig.windows.unregister_peer(second, rig.now).unwrap();
+    assert!(other.copy(n.iova, 0, 8, false).is_err());
+    assert_eq!(rig.windows.peers().count(), 1);
+}
+
+#[test]
+fn without_a_cmb_a_peer_is_told_why_it_bounces() {
+    let mut rig = Rig::new(0, config());
+    rig.object(7, W, W);
+    let c = rig.client();
+    let hold = rig.hold(&c, 7, 0, false);
+    let peer = rig.windows.register_peer(Box::new(EmulatedEngine::new("dma0", W).unwrap()));
+    let path = rig.windows.map_peer(peer, hold.handle.index, false, &mut rig.drive, 0).unwrap();
+    assert_eq!(path, PeerPath::Bounce(Reason::NoCmb));
+}
+
+#[test]
+fn a_window_for_peers_only_takes_no_host_memory_even_when_revoked() {
+    let mut rig = Rig::new(4 * W, Config { host_limit: 1 << 20, ..config() });
+    rig.object(7, W, W);
+    rig.windows.add_object(7, ObjectOptions { window_size: W, placement: Placement::CmbOnly }).unwrap();
+    let c = rig.client();
+    let hold = rig.hold(&c, 7, 0, true);
+    let engine = EmulatedEngine::new("dma0", W).unwrap();
+    let peer = rig.windows.register_peer(Box::new(engine.clone()));
+    let m = map(&mut rig, peer, hold.handle.index, true);
+    engine.copy(m.iova, 0, W, true).unwrap();
+    rig.revoke(&Scope::Object(7));
+    assert_eq!((rig.windows.host_bytes().0, rig.drive.host_bytes), (0, 0));
+    assert_eq!(rig.drive.objects[&7], vec![0; W], "written back before the pages went");
+}
+
+/// A peer whose unmapping does nothing, whatever it says.
+#[derive(Debug)]
+struct Liar(EmulatedEngine);
+
+impl Mapper for Liar {
+    fn name(&self) -> &str {
+        "liar"
+    }
+    fn map(
+        &mut self,
+        m: &Arc<Mapping>,
+        bus: u64,
+        offset: usize,
+        len: usize,
+        access: DmaAccess,
+    ) -> Result<u64, PeerError> {
+        self.0.map(m, bus, offset, len, access)
+    }
+    fn unmap(&mut self, _: u64, _: usize) -> Result<(), PeerError> {
+        Ok(())
+    }
+    fn stop(&mut self, iova: u64, len: usize) {
+        self.0.stop(iova, len);
+    }
+    fn drained(&mut self, iova: u64, len: usize) -> bool {
+        self.0.drained(iova, len)
+    }
+    fn is_mapped(&mut self, iova: u64, len: usize) -> bool {
+        self.0.is_mapped(iova, len)
+    }
+}
+
+#[test]
+fn an_unmapping_is_verified_and_not_believed() {
+    let (mut rig, c, hold) = rig();
+    let engine = EmulatedEngine::new("dma0", W).unwrap();
+    let peer = rig.windows.register_peer(Box::new(Liar(engine.clone())));
+    let m = map(&mut rig, peer, hold.handle.index, true);
+    let report = rig.revoke(&Scope::Window(hold.handle.index));
+    assert_eq!((report.freed_bytes, report.quarantined_bytes), (0, W as u64));
+    // Its late DMA lands in pages that nobody else has.
+    let before = c.read(hold.handle, 0, 64);
+    engine.local().write(0, &[0x77; 64]).unwrap();
+    engine.domain().copy_in(m.iova, engine.local(), 0, 64).unwrap();
+    assert_eq!(c.read(hold.handle, 0, 64), before);
+}
+
+#[test]
+fn clients_and_peers_write_one_window_and_nothing_is_lost() {
+    let (mut rig, c, hold) = rig();
+    let engine = EmulatedEngine::new("dma0", W).unwrap();
+    let peer = rig.windows.register_peer(Box::new(engine.clone()));
+    for round in 0..20u8 {
+        let m = map(&mut rig, peer, hold.handle.index, true);
+        engine.local().write(0, &[round; 100]).unwrap();
+        engine.copy(m.iova + 1000, 0, 100, true).unwrap();
+        let mut slot = c.slots.take().unwrap();
+        let mut s = slot.write(&c.control, writing(&hold), &c.view).unwrap();
+        s.write(5000, &[round ^ 0xff; 100]).unwrap();
+        assert_eq!(s.finish(), Finished::Done);
+        rig.revoke(&Scope::Window(hold.handle.index));
+        assert_eq!(c.read(hold.handle, 1000, 100), (Outcome::Copied(Home::Host), vec![round; 100]));
+        assert_eq!(c.read(hold.handle, 5000, 100).1, vec![round ^ 0xff; 100]);
+    }
+}
