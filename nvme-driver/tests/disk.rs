@@ -98,21 +98,50 @@ fn a_cmb_that_may_not_hold_data_is_not_used_for_it() {
 }
 
 #[test]
-fn submission_queues_can_lie_in_the_cmb() {
-    let emulated = EmulatedController::new(&Config { cmb_size: 1 << 20, ..ram(4, 4096) }).unwrap();
-    let options = ControllerOptions { cmb_queue_bytes: 64 << 10, ..ControllerOptions::default() };
+fn submission_queues_and_prp_lists_can_lie_in_the_cmb() {
+    let emulated = EmulatedController::new(&Config { cmb_size: 4 << 20, ..ram(4, 4096) }).unwrap();
+    let options = ControllerOptions {
+        cmb_queue_bytes: 1280 << 10,
+        cmb_prp_lists: true,
+        ..ControllerOptions::default()
+    };
     let controller = Controller::new(emulated.function(), options, Arc::new(ManualClock::new())).unwrap();
     let cmb = Arc::clone(controller.cmb().cmb().unwrap());
-    assert_eq!(cmb.data.memory.len(), (1 << 20) - (64 << 10));
+    assert_eq!(cmb.data.memory.len(), (4 << 20) - (1280 << 10));
     let mut disk = NvmeDisk::new(&controller).unwrap();
-    disk.write(1, &[7; 8192]).unwrap();
-    let mut got = [0; 8192];
+    let data: Vec<u8> = (0..1u32 << 20).map(|i| (i / 4096 + i) as u8).collect();
+    disk.write(1, &data).unwrap();
+    let mut got = vec![0; 1 << 20];
     disk.read(1, &mut got).unwrap();
-    assert_eq!(got, [7; 8192]);
+    assert!(got == data);
     let (queues, _) = cmb.queues.as_ref().unwrap();
-    let mut first = [0; 64];
-    queues.read(0, &mut first).unwrap();
-    assert_ne!(first, [0; 64], "the first command went through the CMB");
+    // 256 entries of 64 bytes, then the lists.
+    for offset in [0, 256 * 64] {
+        let mut first = [0; 64];
+        queues.read(offset, &mut first).unwrap();
+        assert_ne!(first, [0; 64], "the CMB was used at {offset}");
+    }
+    // What does not fit lies in host memory.
+    let mut second = NvmeDisk::new(&controller).unwrap();
+    second.read(1, &mut got).unwrap();
+    assert!(got == data);
+}
+
+#[test]
+fn events_are_reported_once_each() {
+    let (emulated, disk) = disk(&ram(4, 4096));
+    let controller = disk.controller();
+    assert_eq!(controller.events().unwrap(), []);
+    for _ in 0..3 {
+        emulated.faults().set_namespace_attached(false);
+        emulated.faults().set_namespace_attached(true);
+        let events = controller.events().unwrap();
+        assert!(!events.is_empty() && events.iter().all(|e| e.is_namespace_change()), "{events:?}");
+        assert_eq!(controller.events().unwrap(), []);
+    }
+    controller.reset(0).unwrap();
+    emulated.faults().set_namespace_attached(false);
+    assert_eq!(controller.events().unwrap().len(), 1, "after a reset too");
 }
 
 #[test]

@@ -5,19 +5,22 @@ use std::time::Duration;
 
 use bytemuck::Pod;
 
-use super::queues;
+use super::queues::{self, CmbRoom};
 use super::{ControllerError, Env};
 use crate::dma::DmaBuffer;
 use crate::mem::{Mapping, PAGE};
 use crate::queue::{Data, Layout, QueuePair};
 use crate::spec::command::{AdminOpcode, Command};
 use crate::spec::features::{CNS_ACTIVE_NAMESPACES, CNS_CONTROLLER, CNS_NAMESPACE};
-use crate::spec::features::{FEAT_NUMBER_OF_QUEUES, FEAT_VOLATILE_WRITE_CACHE};
+use crate::spec::features::{FEAT_ASYNC_EVENT, FEAT_NUMBER_OF_QUEUES, FEAT_VOLATILE_WRITE_CACHE};
 use crate::spec::identify::{IdentifyController, IdentifyNamespace};
 use crate::spec::regs::{Aqa, Cap};
 
 /// Entries of the admin queues: far below the 4,096 that AQA can say, and more than are ever in flight.
 const ENTRIES: u16 = 32;
+
+/// The token of Asynchronous Event Requests; other commands count up from 0.
+const EVENT: u64 = u64::MAX;
 
 #[derive(Debug)]
 pub(crate) struct AdminQueue {
@@ -25,6 +28,8 @@ pub(crate) struct AdminQueue {
     /// Data of the command in flight.
     buffer: DmaBuffer,
     next_token: u64,
+    /// Dword 0 of an Asynchronous Event Request that completed while something else was waited for.
+    event: Option<u32>,
     /// A command timed out or the protocol was broken: the buffer may still be written to.
     failed: bool,
 }
@@ -36,16 +41,17 @@ impl AdminQueue {
         doorbells: Option<&Arc<Mapping>>,
     ) -> Result<Self, ControllerError> {
         Ok(Self {
-            pair: queues::build(env, cap, doorbells, 0, ENTRIES, PAGE, None)?,
+            pair: queues::build(env, cap, doorbells, 0, ENTRIES, PAGE, CmbRoom::default())?,
             buffer: env.arena.alloc(PAGE)?,
             next_token: 0,
+            event: None,
             failed: false,
         })
     }
 
     /// As new: the controller is disabled.
     pub(crate) fn restart(&mut self) -> Result<(), ControllerError> {
-        self.failed = false;
+        (self.failed, self.event) = (false, None);
         Ok(self.pair.restart(|_| ())?)
     }
 
@@ -85,6 +91,7 @@ impl AdminQueue {
                     let (device, status) = (env.name().to_owned(), d.status);
                     return Err(ControllerError::Command { name: device, command: name, status });
                 }
+                Some(d) if d.token == EVENT && d.status.is_success() => self.event = Some(d.result),
                 _ => {}
             }
             let waited = env.clock.now().saturating_sub(start);
@@ -100,6 +107,46 @@ impl AdminQueue {
             }
             env.clock.pause(Duration::ZERO);
         }
+    }
+
+    /// Asks the controller to report its next event, whenever that may be.
+    pub(crate) fn watch_events(&mut self) -> Result<(), ControllerError> {
+        self.pair.submit(Command::new(AdminOpcode::AsyncEventRequest as u8, 0), None, EVENT)?;
+        self.pair.ring();
+        Ok(())
+    }
+
+    /// Dword 0 of the event that was reported, if one was.
+    pub(crate) fn poll_event(&mut self, env: &Env) -> Result<Option<u32>, ControllerError> {
+        // The first poll lets a device that is emulated inline say something, the second hears it.
+        for _ in 0..2 {
+            let event = &mut self.event;
+            let reaped = self.pair.reap(1, |d| {
+                if d.token == EVENT && d.status.is_success() {
+                    *event = Some(d.result);
+                }
+            });
+            if let Err(source) = reaped {
+                self.failed = true;
+                return Err(ControllerError::Protocol { name: env.name().to_owned(), source });
+            }
+        }
+        Ok(self.event.take())
+    }
+
+    /// Get Log Page, the first 512 bytes, with Retain Asynchronous Event cleared.
+    pub(crate) fn read_log(&mut self, env: &Env, page: u8) -> Result<(), ControllerError> {
+        let mut command = Command::new(AdminOpcode::GetLogPage as u8, u32::MAX);
+        command.cdw10 = (512 / 4 - 1) << 16 | u32::from(page);
+        self.execute(env, "Get Log Page", command, true).map(|_| ())
+    }
+
+    /// Set Features, Asynchronous Event Configuration: critical warnings, and namespace attribute notices if `notices`.
+    pub(crate) fn configure_events(&mut self, env: &Env, notices: bool) -> Result<(), ControllerError> {
+        let mut command = Command::new(AdminOpcode::SetFeatures as u8, 0);
+        command.cdw10 = u32::from(FEAT_ASYNC_EVENT);
+        command.cdw11 = 0x1f | u32::from(notices) << 8;
+        self.execute(env, "Set Features (Asynchronous Event Configuration)", command, false).map(|_| ())
     }
 
     /// Identify, returning the 4 KiB data structure.

@@ -43,9 +43,14 @@ pub enum State {
     NumberOfQueues,
     /// Get Features: Volatile Write Cache.
     WriteCache,
+    /// Set Features: Asynchronous Event Configuration; ask for the first event.
+    WatchEvents,
     /// Usable.
     Ready,
 }
+
+/// OAES bit 8: Namespace Attribute Notices supported.
+const OAES_NAMESPACE: u32 = 1 << 8;
 
 /// How often a waiting state looks at the registers.
 const POLL: Duration = Duration::from_micros(100);
@@ -224,6 +229,18 @@ impl Bringup<'_> {
             State::WriteCache => {
                 let present = self.controller.as_ref().is_some_and(|c| c.vwc & 1 == 1);
                 self.write_cache = present && self.admin()?.write_cache_enabled(env)?;
+                State::WatchEvents
+            }
+            State::WatchEvents => {
+                let notices = self.controller.as_ref().is_some_and(|c| c.oaes & OAES_NAMESPACE != 0);
+                match self.admin()?.configure_events(env, notices) {
+                    // A controller that does not let itself be configured reports what it reports.
+                    Err(ControllerError::Command { status, .. }) => {
+                        tracing::debug!("{}: asynchronous event configuration: {status}", env.name());
+                    }
+                    other => other?,
+                }
+                self.admin()?.watch_events()?;
                 State::Ready
             }
             State::Ready => State::Ready,

@@ -6,14 +6,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::bringup::{Kept, State, bring_up};
+use super::events::{self, Event};
 use super::identity::{Identity, Namespace};
+use super::queues::{self, CmbRoom};
 use super::registers::Registers;
-use super::{ControllerError, ControllerOptions, Env, queues};
+use super::{ControllerError, ControllerOptions, Env};
 use crate::clock::Clock;
 use crate::cmb::CmbStatus;
 use crate::dma::DmaArena;
 use crate::io_queue::IoQueue;
 use crate::iova::IovaAllocator;
+use crate::mem::PAGE;
 use crate::pci::PciFunction;
 use crate::queue::{QueuePair, RingMemory};
 
@@ -123,7 +126,7 @@ impl Controller {
 
     /// The longest transfer of one command in bytes: MDTS and [`ControllerOptions::max_transfer`], whichever is less.
     pub fn max_transfer(&self) -> usize {
-        let asked = (self.env.options.max_transfer & !(crate::mem::PAGE - 1)).max(crate::mem::PAGE);
+        let asked = (self.env.options.max_transfer & !(PAGE - 1)).max(PAGE);
         self.identity.max_transfer().map_or(asked, |mdts| mdts.min(asked))
     }
 
@@ -155,19 +158,32 @@ impl Controller {
     ) -> Result<QueuePair, ControllerError> {
         let (env, cap) = (&self.env, self.identity.cap);
         let doorbells = control.kept.doorbells.as_ref();
-        let sq_memory = self.cmb_queue_memory(qid, entries);
-        let pair = queues::build(env, cap, doorbells, qid, entries, self.max_transfer(), sq_memory)?;
+        let max_transfer = self.max_transfer();
+        let memory = self.cmb_queue_memory(qid, entries, max_transfer);
+        let pair = queues::build(env, cap, doorbells, qid, entries, max_transfer, memory)?;
         let layout = pair.layout();
         control.admin(env)?.create_queues(env, layout)?;
         Ok(pair)
     }
 
-    /// Room in the CMB's queue area for the submission queue of `qid`; `None` if there is no such area or it is full.
-    fn cmb_queue_memory(&self, qid: u16, entries: u16) -> Option<RingMemory> {
-        let (mapping, address) = self.cmb.cmb()?.queues.as_ref()?;
-        let len = (usize::from(entries) * 64).next_multiple_of(crate::mem::PAGE);
-        let offset = usize::from(qid - 1) * len;
-        (offset + len <= mapping.len()).then(|| RingMemory::cmb(Arc::clone(mapping), *address, offset, len))
+    /// Room in the CMB's queue area for the submission queue and perhaps the PRP lists of `qid`: the same size for each
+    /// queue, in order. Host memory is used for what does not fit.
+    fn cmb_queue_memory(&self, qid: u16, entries: u16, max_transfer: usize) -> CmbRoom {
+        let none = CmbRoom::default();
+        let Some(cmb) = self.cmb.cmb() else { return none };
+        let Some((mapping, address)) = &cmb.queues else { return none };
+        let lists = if self.env.options.cmb_prp_lists && cmb.cmbsz.lists() {
+            queues::list_bytes(entries, max_transfer)
+        } else {
+            0
+        };
+        let sq = (usize::from(entries) * 64).next_multiple_of(PAGE);
+        let offset = sq.saturating_add(lists).saturating_mul(usize::from(qid) - 1);
+        let part = |offset: usize, len: usize| {
+            let fits = len > 0 && offset.checked_add(len).is_some_and(|end| end <= mapping.len());
+            fits.then(|| RingMemory::cmb(Arc::clone(mapping), *address, offset, len))
+        };
+        CmbRoom { submission_queue: part(offset, sq), lists: part(offset.saturating_add(sq), lists) }
     }
 
     /// Deletes a queue that is given up. After a reset there is nothing to delete. A controller that refuses is
@@ -191,6 +207,14 @@ impl Controller {
         control.alive(self.name())?;
         control.admin(&self.env)?.create_queues(&self.env, pair.layout())?;
         Ok(self.epoch())
+    }
+
+    /// What the controller reported since the last call: health warnings, changed namespaces, errors. Never blocks for
+    /// an event to come. Each one is reported once.
+    pub fn events(&self) -> Result<Vec<Event>, ControllerError> {
+        let mut control = self.lock();
+        control.alive(self.name())?;
+        events::take(&self.env, control.admin(&self.env)?)
     }
 
     /// Asks the controller to give up one command; says whether it did (a completion with status "Command Abort

@@ -3,11 +3,14 @@
 //! * [`Controller`]: the handle; shared, its admin queue behind a lock (nothing hot goes through it)
 //! * `bringup`: the state machine from power-on to ready, and through every reset
 //! * `admin`: the admin queue and its commands
+//! * `events`: what the controller reports by itself
+//! * `queues`: making a queue pair
 //! * `registers`: typed access to the registers
 //! * [`identity`]: what the controller and its namespaces say about themselves
 mod admin;
 mod bringup;
 mod control;
+mod events;
 pub mod identity;
 mod queues;
 mod registers;
@@ -17,6 +20,7 @@ use std::time::Duration;
 
 pub use bringup::State;
 pub use control::Controller;
+pub use events::{Event, EventKind};
 pub use identity::{Identity, Namespace};
 
 use crate::clock::Clock;
@@ -45,6 +49,8 @@ pub struct ControllerOptions {
     /// Bytes at the end of the CMB for submission queues, where the controller supports them there (CMBSZ.SQS). 0: queues
     /// stay in host memory and the whole CMB is for data.
     pub cmb_queue_bytes: u64,
+    /// Put PRP lists into that part of the CMB too, where the controller supports them there (CMBSZ.LISTS).
+    pub cmb_prp_lists: bool,
 }
 
 impl Default for ControllerOptions {
@@ -57,6 +63,7 @@ impl Default for ControllerOptions {
             io_timeout: Duration::from_secs(30),
             abort_timeout: Duration::from_secs(2),
             cmb_queue_bytes: 0,
+            cmb_prp_lists: false,
         }
     }
 }

@@ -27,8 +27,19 @@ fn doorbell(env: &Env, doorbells: Option<&Arc<Mapping>>, offset: u64) -> Doorbel
     }
 }
 
-/// A queue pair that the controller does not know of yet. `entries` is a power of two. The submission queue lies in
-/// `sq_memory` if given, else in host memory like the rest.
+/// Memory in the CMB for parts of a queue pair; host memory is used for what is `None`.
+#[derive(Debug, Default)]
+pub(crate) struct CmbRoom {
+    pub(crate) submission_queue: Option<RingMemory>,
+    pub(crate) lists: Option<RingMemory>,
+}
+
+/// Bytes of PRP lists of a queue with that many entries.
+pub(crate) fn list_bytes(entries: u16, max_transfer: usize) -> usize {
+    PrpLists::bytes(usize::from(entries), list_pages(max_transfer)).unwrap_or(usize::MAX)
+}
+
+/// A queue pair that the controller does not know of yet. `entries` is a power of two.
 pub(crate) fn build(
     env: &Env,
     cap: Cap,
@@ -36,16 +47,18 @@ pub(crate) fn build(
     qid: u16,
     entries: u16,
     max_transfer: usize,
-    sq_memory: Option<RingMemory>,
+    room: CmbRoom,
 ) -> Result<QueuePair, ControllerError> {
     let slots = usize::from(entries);
     let host = |bytes| env.arena.alloc(bytes).map(RingMemory::host);
-    let sq_memory = match sq_memory {
+    let sq_memory = match room.submission_queue {
         Some(memory) => memory,
         None => host(slots * 64)?,
     };
-    let pages = list_pages(max_transfer);
-    let list_bytes = PrpLists::bytes(slots, pages).unwrap_or(usize::MAX);
+    let list_memory = match room.lists {
+        Some(memory) => memory,
+        None => host(list_bytes(entries, max_transfer))?,
+    };
     let function = &env.registers.function;
     let pair = QueuePair::new(Parts {
         qid,
@@ -54,7 +67,7 @@ pub(crate) fn build(
         cq: CompletionRing::new(host(slots * 16)?, entries)?,
         sq_doorbell: doorbell(env, doorbells, regs::sq_tail_doorbell(qid, cap.dstrd())),
         cq_doorbell: doorbell(env, doorbells, regs::cq_head_doorbell(qid, cap.dstrd())),
-        lists: PrpLists::new(host(list_bytes)?, slots, pages)?,
+        lists: PrpLists::new(list_memory, slots, list_pages(max_transfer))?,
         max_transfer,
         step: function.needs_step().then(|| Arc::clone(function)),
     })?;
