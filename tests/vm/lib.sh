@@ -31,8 +31,8 @@ check_requirements() {
 unpack_kernel() {
     local dir=${!#} image deb
     for deb in "${@:1:$#-1}"; do dpkg-deb -x "$deb" "$dir/x"; done
-    image=$(echo "$dir"/x/boot/vmlinuz-*)
-    [ -f "$image" ] || die "no kernel image in $*"
+    image=$(find "$dir/x" -name 'vmlinuz*' -type f | head -1)
+    [ -n "$image" ] || die "no kernel image in $*"
     # The ELF inside the bzImage boots (by PVH) in half the time that the bzImage needs to unpack itself.
     extract_elf "$image" "$dir/vmlinux.tmp" || cp "$image" "$dir/vmlinux.tmp"
     mv "$dir/vmlinux.tmp" "$dir/vmlinux"
@@ -78,32 +78,51 @@ mirror() {
     echo "$uri"
 }
 
-# qemu_new: prints the folder of a QEMU that has vfio-user-pci (10.1 and later), unpacked from Debian 13's backports together with the
-# libraries it needs. Nothing is installed and no root is needed: apt is given a state folder of its own, in which nothing is installed.
-qemu_new() {
-    local dir=$VM/qemu-new uri keyring=/usr/share/keyrings/debian-archive-keyring.gpg deb
-    if [ ! -e "$dir/ready" ]; then
-        uri=$(mirror) || exit 2
-        [ -e "$keyring" ] || die "$keyring is missing; install it with: sudo apt-get install -y debian-archive-keyring"
-        rm -rf "$dir"; mkdir -p "$dir"/{state/lists/partial,cache/archives/partial,root}
-        for deb in trixie trixie-backports; do echo "deb [signed-by=$keyring] $uri $deb main"; done >"$dir/sources.list"
-        : >"$dir/status"
-        echo "tests/vm: downloading a QEMU with vfio-user-pci" >&2
-        {
-            private_apt "$dir" update &&
-                private_apt "$dir" install -y --download-only --no-install-recommends -t trixie-backports qemu-system-x86
-        } >"$dir/apt.log" 2>&1 || { tail -5 "$dir/apt.log" >&2; die "cannot download QEMU 10.1 or later (Debian trixie-backports)"; }
-        for deb in "$dir"/cache/archives/*.deb; do dpkg-deb -x "$deb" "$dir/root" || die "cannot unpack $deb"; done
-        rm -rf "$dir/cache" "$dir/state"
-        touch "$dir/ready"
-    fi
-    echo "$dir/root"
+# newer_debs OUT PACKAGE: downloads a package of Debian 13's backports with everything it needs into OUT. Nothing is installed and no root is needed:
+# apt is given a state folder of its own, in which nothing is installed.
+newer_debs() {
+    local out=$1 package=$2 dir=$VM/apt-newer uri keyring=/usr/share/keyrings/debian-archive-keyring.gpg suite
+    uri=$(mirror) || exit 2
+    [ -e "$keyring" ] || die "$keyring is missing; install it with: sudo apt-get install -y debian-archive-keyring"
+    rm -rf "$out"; mkdir -p "$dir"/{lists/partial,cache/archives/partial} "$out"
+    for suite in trixie trixie-backports; do echo "deb [signed-by=$keyring] $uri $suite main"; done >"$dir/sources.list"
+    : >"$dir/status"
+    echo "tests/vm: downloading $package of trixie-backports" >&2
+    {
+        private_apt "$dir" update &&
+            private_apt "$dir" install -y --download-only --no-install-recommends -t trixie-backports "$package"
+    } >"$VM/apt.log" 2>&1 || { tail -5 "$VM/apt.log" >&2; die "cannot download $package of Debian trixie-backports from $uri"; }
+    mv "$dir"/cache/archives/*.deb "$out"
+    rm -rf "$dir"
 }
 private_apt() {
     local dir=$1; shift
     apt-get -q -o Dir::Etc::sourcelist="$dir/sources.list" -o Dir::Etc::sourceparts=/dev/null -o Dir::Etc::preferencesparts=/dev/null \
-        -o Dir::State="$dir/state" -o Dir::State::status="$dir/status" -o Dir::Cache="$dir/cache" \
+        -o Dir::State="$dir" -o Dir::State::status="$dir/status" -o Dir::Cache="$dir/cache" \
         -o Debug::NoLocking=1 -o APT::Sandbox::User= "$@"
+}
+
+# kernel_newer: prints the folder of the cloud kernel of Debian 13's backports (7.3 and later).
+kernel_newer() {
+    local dir=$VM/kernel-newer
+    if [ ! -s "$dir/vmlinux" ]; then
+        newer_debs "$dir" linux-image-cloud-amd64
+        unpack_kernel "$dir"/linux-{binary,modules}-[0-9]*.deb "$dir"
+        rm -f "$dir"/*.deb
+    fi
+    echo "$dir"
+}
+
+# qemu_newer: prints the folder of a QEMU that has vfio-user-pci (10.1 and later), unpacked together with the libraries it needs.
+qemu_newer() {
+    local dir=$VM/qemu-newer deb
+    if [ ! -e "$dir/ready" ]; then
+        newer_debs "$dir" qemu-system-x86
+        for deb in "$dir"/*.deb; do dpkg-deb -x "$deb" "$dir/root" || die "cannot unpack $deb"; done
+        rm -f "$dir"/*.deb
+        touch "$dir/ready"
+    fi
+    echo "$dir/root"
 }
 
 # module_closure KERNELDIR MODULE...: the files to insmod, dependencies first.

@@ -168,6 +168,8 @@ fn memlock() -> Outcome {
 
 /// Switches the CMB on (base specification, "Controller Memory Buffer") and gives back the BAR that holds it.
 fn enable_cmb(f: &dyn PciFunction, address: u64) -> Outcome<std::sync::Arc<Mapping>> {
+    // A kernel with PCI_P2PDMA has used it before us, and QEMU's reset keeps CMBMSC.
+    f.write64(0, regs::CMBMSC, 0)?;
     expect(f.read32(0, regs::CMBSZ)? == 0, "CMBSZ is visible before CRE")?;
     f.write64(0, regs::CMBMSC, address | 0b11)?;
     let (loc, size) = (f.read32(0, regs::CMBLOC)?, f.read32(0, regs::CMBSZ)?);

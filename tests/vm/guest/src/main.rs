@@ -1,6 +1,6 @@
 //! Cases that run inside a guest of the QEMU lab, one per process: `vm-guest GROUP/CASE`; `vm-guest --list GROUP` names them.
 //!
-//! The guests of group `vfio` have an IOMMU and two QEMU NVMe drives with a 64 MiB CMB each; those of `linux` and `reboot` have
+//! The guests of the groups `vfio` and `vfio-newer` have an IOMMU and two QEMU NVMe drives with a 64 MiB CMB each; those of `linux` and `reboot` have
 //! our emulated controller, served over vfio-user. See `tests/vm/run`.
 //!
 //! * `lab`: finding the drives and taking them
@@ -18,7 +18,7 @@ use lab::Case;
 
 fn group(name: &str) -> Option<Vec<(&'static str, Case)>> {
     Some(match name {
-        "vfio" => [function::CASES, driver::CASES].concat(),
+        "vfio" | "vfio-newer" => [function::CASES, driver::CASES].concat(),
         "linux" => linux::CASES.to_vec(),
         "reboot" => linux::REBOOT_CASES.to_vec(),
         _ => return None,
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
         _ => (None, None),
     };
     let Some(list) = list else {
-        eprintln!("usage: vm-guest GROUP/CASE | --list GROUP (vfio, linux, reboot)");
+        eprintln!("usage: vm-guest GROUP/CASE | --list GROUP (vfio, vfio-newer, linux, reboot)");
         return ExitCode::from(2);
     };
     let Some(wanted) = wanted else {
