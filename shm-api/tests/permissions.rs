@@ -138,8 +138,7 @@ fn a_stranger_gets_what_its_uid_may_open_and_is_told_why() {
     };
     open(serving.socket.parent().unwrap(), 0o755);
     open(&serving.socket, 0o666);
-    let process = spawn("stranger", &[serving.socket.to_str().unwrap()]);
-    let mut process = std::mem::ManuallyDrop::new(process);
+    let mut process = spawn("stranger", &[serving.socket.to_str().unwrap()]);
     let child = &mut process.0;
     let mut text = String::new();
     std::io::Read::read_to_string(child.stdout.as_mut().unwrap(), &mut text).unwrap();

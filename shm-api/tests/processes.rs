@@ -340,6 +340,27 @@ fn serving_fd() -> std::fs::File {
 }
 
 #[test]
+fn descriptors_that_nobody_asked_for_are_closed() {
+    let serving = Serving::start(SMALL);
+    let open =
+        || std::fs::read_dir("/proc/self/fd").unwrap().filter(|f| is_null(f.as_ref().unwrap())).count();
+    let null = serving_fd();
+    let before = open();
+    let raw = Raw::connect(&serving.socket);
+    raw.hello();
+    let bytes = header::encode(Op::Info, false, 1, 1, &m::Empty {}, &[]).unwrap();
+    raw.socket.send(&bytes, &[null.as_fd(), null.as_fd()]).unwrap();
+    let (message, _) = raw.receive().unwrap();
+    assert_eq!(message.error().unwrap().code, ErrorCode::BadMessage);
+    assert!(raw.is_closed());
+    assert_eq!(open(), before);
+}
+
+fn is_null(entry: &std::fs::DirEntry) -> bool {
+    std::fs::read_link(entry.path()).is_ok_and(|to| to == Path::new("/dev/null"))
+}
+
+#[test]
 fn every_request_with_random_fields_is_answered_or_refused() {
     let serving = Serving::start(SMALL);
     let client = serving.client();

@@ -140,14 +140,14 @@ impl File {
         Ok(self.stat()?.size)
     }
 
-    /// Maps a range, to read and, if the file is open for writing, to write. Bytes past the end of the file read as zeros; what is written there becomes part of
-    /// the file by [`commit`](Self::commit).
+    /// Maps a range, to read and, if the file is open for writing, to write: then the file grows to the range's end, and its
+    /// blocks are taken from the device now, so that a full device shows here and not later.
     pub fn map(&self, offset: u64, len: u64) -> Result<Mapped, ClientError> {
         let flags = if self.inner.writable { m::MAP_WRITE } else { 0 };
         Mapped::new(self.clone(), offset, len, flags)
     }
 
-    /// Maps a range to read only.
+    /// Maps a range to read only. Bytes past the end of the file read as zeros.
     pub fn map_read(&self, offset: u64, len: u64) -> Result<Mapped, ClientError> {
         Mapped::new(self.clone(), offset, len, 0)
     }
@@ -189,11 +189,8 @@ impl File {
             len: from.len() as u64,
             mapped: u64::MAX,
         })?;
-        if end > self.size()? {
-            self.truncate(end)?;
-        }
         let mut done = 0u64;
-        while done < from.len() as u64 {
+        while offset + done < end as u64 {
             let at = offset + done;
             let len = (self.piece() - at % self.piece()).min(from.len() as u64 - done);
             let mapped = self.map(at, len)?;

@@ -11,7 +11,7 @@ use super::backing::FileBacking;
 use super::jobs::{Job, Work};
 use super::session::{OpenFile, ReplyTo, Session};
 use super::{ServerError, ServerOptions};
-use crate::protocol::{ErrorCode, WireError};
+use crate::protocol::{ErrorCode, MAX_IN_FLIGHT, WireError};
 
 /// Files that nobody has open any more but whose windows are kept for the next who opens them.
 const KEEP_CLOSED: usize = 64;
@@ -278,9 +278,16 @@ impl Core {
         first_error.map_or(Ok(()), |e| Err(e.into()))
     }
 
-    /// Queues work whose answer goes to a client.
-    pub(super) fn begin(&mut self, session: u32, to: ReplyTo, work: Work) {
+    /// Queues work whose answer goes to a client. Gives it back if the client has too much under way already.
+    pub(super) fn begin(&mut self, session: u32, to: ReplyTo, work: Work) -> Result<(), WireError> {
+        let under_way = self.jobs.iter().filter(|job| job.to.is_some_and(|(id, _)| id == session)).count();
+        // A cut has begun already and must be finished in any case; it keeps its place, and its sender is the first to be held up.
+        if under_way >= MAX_IN_FLIGHT && !matches!(work, Work::Truncate { .. }) {
+            let text = format!("{MAX_IN_FLIGHT} requests are under way already; wait for their replies");
+            return Err(WireError::new(ErrorCode::TooMany, text));
+        }
         self.pending = true;
         self.jobs.push(Job { to: Some((session, to)), work });
+        Ok(())
     }
 }

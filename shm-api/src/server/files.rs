@@ -9,6 +9,7 @@ use super::core::{Core, windows_error};
 use super::jobs::{Answer, Work};
 use super::names::{View, fs_error};
 use super::permission::{READ, WRITE};
+use super::requests::Outcome;
 use super::session::{MapEntry, OpenFile, ReplyTo, Session};
 use crate::protocol::messages as m;
 use crate::protocol::records::WindowRecord;
@@ -225,10 +226,10 @@ impl Core {
                 let to = ReplyTo::Ring(entry.request);
                 match self.start_fault(session, &want, now) {
                     Ok(Ok(answer)) => session.answer(to, Ok(answer)),
-                    Ok(Err(work)) => {
-                        self.begin(session.id, to, work);
-                        Ok(())
-                    }
+                    Ok(Err(work)) => match self.begin(session.id, to, work) {
+                        Ok(()) => Ok(()),
+                        Err(error) => session.answer(to, Err(error)),
+                    },
                     Err(error) => session.answer(to, Err(error)),
                 }
                 .map_err(|e| WireError::new(ErrorCode::BadMessage, e.to_string()))
@@ -380,8 +381,14 @@ impl Core {
         result
     }
 
-    /// Whether a request answers over the socket at once or later.
-    pub(super) fn later(&mut self, session: &Session, op: Op, request: u64, work: Work) {
-        self.begin(session.id, ReplyTo::Socket(op, request), work);
+    /// Has a job answer a request over the socket.
+    pub(super) fn later(
+        &mut self,
+        session: &Session,
+        op: Op,
+        request: u64,
+        work: Work,
+    ) -> Result<Outcome, WireError> {
+        self.begin(session.id, ReplyTo::Socket(op, request), work).map(|()| Outcome::Later)
     }
 }

@@ -20,7 +20,7 @@ use crate::transport::peer;
 use crate::transport::server_word::ServerWord;
 use crate::transport::socket::Socket;
 
-/// Most clients at one time.
+/// Most clients at one time, those included that are gone but not dead.
 const MAX_CLIENTS: usize = 1024;
 /// Messages taken from one client before the next one's turn.
 const MESSAGES_PER_TURN: usize = 16;
@@ -28,6 +28,8 @@ const MESSAGES_PER_TURN: usize = 16;
 const ENTRIES_PER_TURN: usize = 64;
 /// Looks at rings and moves, after the last work, before going to sleep: some tens of microseconds.
 const SPINS: u32 = 200;
+/// How long to leave waiting clients waiting when the process has run out of descriptors.
+const FULL_NAP: Duration = Duration::from_millis(100);
 /// First sleep while a move is under way: its progress shows in client memory, which wakes nobody.
 const SHORT_NAP: Duration = Duration::from_micros(100);
 /// Longest sleep while somebody waits for a move, and while nobody does (pages in quarantine).
@@ -48,6 +50,8 @@ pub(crate) struct Reactor {
     signals: Option<OwnedFd>,
     started: Instant,
     next_id: u32,
+    /// No clients are taken before this time: the last one could not be, for want of descriptors.
+    full_until: u64,
 }
 
 /// Why a client is let go.
@@ -70,6 +74,7 @@ impl Reactor {
             signals,
             started: Instant::now(),
             next_id: 1,
+            full_until: 0,
         }
     }
 
@@ -79,6 +84,7 @@ impl Reactor {
 
     /// Serves until told to stop, then writes back, syncs and unmounts.
     pub(crate) fn run(mut self) -> Result<(), ServerError> {
+        more_descriptors();
         // Held by this thread from here to its end, however it ends.
         let word = ServerWord::hold(self.core.control_memory(), layout::header::SERVER)
             .map_err(|source| ServerError::System { what: "hold the server word", source })?;
@@ -123,7 +129,9 @@ impl Reactor {
     fn look(&mut self, wait: Duration) -> Result<bool, ServerError> {
         let ids: Vec<u32> = self.sessions.keys().copied().collect();
         let mut fds = Vec::with_capacity(3 + 2 * ids.len() + self.ghosts.len());
-        fds.push(PollFd::new(&self.listener, PollFlags::IN));
+        let full = self.now() < self.full_until;
+        // A listener that cannot be served would wake us for ever.
+        fds.push(PollFd::new(&self.listener, if full { PollFlags::empty() } else { PollFlags::IN }));
         fds.push(PollFd::new(&self.stop, PollFlags::IN));
         if let Some(signals) = &self.signals {
             fds.push(PollFd::new(signals, PollFlags::IN));
@@ -138,6 +146,7 @@ impl Reactor {
         for ghost in &self.ghosts {
             fds.push(PollFd::new(&ghost.session.pidfd, PollFlags::IN));
         }
+        let wait = if full { wait.min(FULL_NAP) } else { wait };
         let timeout = (wait != Duration::MAX).then(|| Timespec {
             tv_sec: i64::try_from(wait.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: i64::from(wait.subsec_nanos()),
@@ -263,13 +272,17 @@ impl Reactor {
             match self.listener.accept() {
                 Ok(Some(socket)) => self.welcome(socket),
                 Ok(None) => return,
-                Err(e) => return tracing::warn!("accept: {e}"),
+                Err(e) => {
+                    tracing::warn!("a client cannot be taken: {e}");
+                    self.full_until = self.now().saturating_add(FULL_NAP.as_nanos() as u64);
+                    return;
+                }
             }
         }
     }
 
     fn welcome(&mut self, socket: Socket) {
-        if self.sessions.len() >= MAX_CLIENTS {
+        if self.sessions.len() + self.ghosts.len() >= MAX_CLIENTS {
             let error =
                 WireError::new(ErrorCode::TooMany, format!("{MAX_CLIENTS} clients are connected already"));
             // It may not even be reading; then the closed socket says it.
@@ -318,6 +331,15 @@ impl Reactor {
             // Best effort: the closed socket and the server word say the same.
             let _ = session.reply_error(Op::Hello, 0, &error);
         }
+    }
+}
+
+/// Asks for as many descriptors as this process may have: a client takes four, an open file one.
+fn more_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(e) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::debug!("the limit of descriptors stays at {:?}: {e}", limit.current);
     }
 }
 

@@ -130,8 +130,7 @@ impl Core {
                     Ok(Some(Work::Truncate { ino, size, excluded, ticket, .. })) => {
                         let opened = Some((reply, fd));
                         let work = Work::Truncate { ino, size, excluded, ticket, opened };
-                        self.later(session, op, id, work);
-                        Ok(Outcome::Later)
+                        self.later(session, op, id, work)
                     }
                     Ok(_) => Ok(Outcome::Reply(reply.to_bytes(), Vec::new(), vec![fd])),
                     Err(e) => {
@@ -198,10 +197,7 @@ impl Core {
             }
             Op::Truncate => match self.start_truncate(session, &message.body_only()?, now)? {
                 None => done(),
-                Some(work) => {
-                    self.later(session, op, id, work);
-                    Ok(Outcome::Later)
-                }
+                Some(work) => self.later(session, op, id, work),
             },
             Op::Map => {
                 let (body, tail) = self.map(session, &message.body_only()?)?;
@@ -215,10 +211,7 @@ impl Core {
             Op::Fault => match self.start_fault(session, &message.body_only()?, now)? {
                 Ok(Answer::Fault(body)) => Ok(reply(&body)),
                 Ok(_) => done(),
-                Err(work) => {
-                    self.later(session, op, id, work);
-                    Ok(Outcome::Later)
-                }
+                Err(work) => self.later(session, op, id, work),
             },
             Op::Read => {
                 let (body, bytes) = self.read(session, &message.body_only()?)?;
@@ -226,15 +219,13 @@ impl Core {
             }
             Op::Commit => {
                 let work = self.start_commit(session, &message.body_only()?)?;
-                self.later(session, op, id, work);
-                Ok(Outcome::Later)
+                self.later(session, op, id, work)
             }
             Op::Revoke => {
                 let (body, path) = message.body::<m::RevokeRequest>()?;
                 let path = records::one_text(path)?;
                 let work = self.start_revoke(session, &body, &path, now)?;
-                self.later(session, op, id, work);
-                Ok(Outcome::Later)
+                self.later(session, op, id, work)
             }
             Op::PeerAttach => {
                 let (body, fd) = self.attach_peer(session, &message.body_only()?)?;
@@ -242,15 +233,13 @@ impl Core {
             }
             Op::PeerMap => {
                 let work = self.start_peer_map(session, &message.body_only()?, now)?;
-                self.later(session, op, id, work);
-                Ok(Outcome::Later)
+                self.later(session, op, id, work)
             }
             Op::PeerDma => Ok(reply(&self.peer_dma(session, &message.body_only()?)?)),
             Op::PeerRevoke => {
                 let body: m::PeerRequest = message.body_only()?;
                 let work = self.start_peer_revoke(session, body.peer, now)?;
-                self.later(session, op, id, work);
-                Ok(Outcome::Later)
+                self.later(session, op, id, work)
             }
             Op::PeerDetach => {
                 let body: m::PeerRequest = message.body_only()?;
