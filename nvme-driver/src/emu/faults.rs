@@ -197,6 +197,11 @@ impl Faults<'_> {
         self.controller.lock().set_attached(attached);
     }
 
+    /// Gives the namespace another size, at most what its backing holds, and has the host told.
+    pub fn set_namespace_size(&self, bytes: u64) {
+        self.controller.lock().resize_namespace(bytes);
+    }
+
     /// Commands that were fetched and are held: stalled or delayed.
     pub fn held(&self) -> usize {
         self.controller.lock().held.len()

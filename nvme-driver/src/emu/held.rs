@@ -168,6 +168,16 @@ impl State {
         }
     }
 
+    /// See [`Faults::set_namespace_size`](super::Faults::set_namespace_size).
+    pub(super) fn resize_namespace(&mut self, bytes: u64) {
+        let before = self.namespace.blocks();
+        self.namespace.resize(bytes);
+        if self.namespace.blocks() != before {
+            self.admin.note_namespace_change();
+            self.admin.raise(Event::NAMESPACE_CHANGED);
+        }
+    }
+
     /// See [`Faults::set_namespace_attached`](super::Faults::set_namespace_attached).
     pub(super) fn set_attached(&mut self, attached: bool) {
         if self.admin.set_attached(attached) {

@@ -4,6 +4,21 @@
 //! `docs/emulated-controller.md` says what is implemented and where it deviates. Everything it reads from memory is
 //! copied once and then checked; it reaches memory only through an emulated IOMMU.
 //!
+//! ```
+//! use nvme_driver::emu::{Backing, Config, EmulatedController, Fault, Rule, Target};
+//! use nvme_driver::spec::Status;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let config = Config { namespace: Backing::Ram { bytes: 64 << 20 }, cmb_size: 16 << 20, ..Config::default() };
+//! let controller = EmulatedController::new(&config)?;
+//! let function = controller.function(); // hand this to a driver
+//! controller.faults().inject(Rule::once(Target::io(0x02), Fault::Status(Status::UNRECOVERED_READ_ERROR)));
+//! controller.step(); // or: let thread = controller.spawn(Some(1))?;
+//! assert_eq!(controller.counters().drive_to_cmb, 0);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! * [`EmulatedController`]: the handle: make one, step it or give it a thread, count, inject faults, cut the power
 //! * [`Config`], [`Backing`], [`CmbSupport`]: what to emulate
 //! * [`iommu`]: the emulated IOMMU, also for peers of other kinds

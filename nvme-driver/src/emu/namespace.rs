@@ -14,6 +14,10 @@ pub(super) struct Namespace {
     pub(super) media: Media,
     /// Capacity in bytes; what is not a whole block at its end is not used.
     pub(super) bytes: u64,
+    /// Bytes that the medium holds.
+    medium_bytes: u64,
+    /// Bytes read, written or zeroed so far: what a step's work is measured by.
+    pub(super) effort: u64,
     /// Blocks are `1 << block_shift` bytes.
     pub(super) block_shift: u32,
     pub(super) cache: Option<Cache>,
@@ -45,7 +49,17 @@ impl Namespace {
         let bounce = Mapping::anonymous(4096 << config.mdts)?;
         let block_shift = config.lba_size.trailing_zeros();
         let identity = identity(config, &media);
-        Ok(Self { media, bytes, block_shift, cache, identity, bounce, traffic: Traffic::default() })
+        Ok(Self {
+            media,
+            bytes,
+            medium_bytes: bytes,
+            effort: 0,
+            block_shift,
+            cache,
+            identity,
+            bounce,
+            traffic: Traffic::default(),
+        })
     }
 
     pub(super) fn blocks(&self) -> u64 {
@@ -56,9 +70,15 @@ impl Namespace {
         1 << self.block_shift
     }
 
+    /// Makes the namespace larger or smaller, at most as large as its medium.
+    pub(super) fn resize(&mut self, bytes: u64) {
+        self.bytes = bytes.min(self.medium_bytes);
+    }
+
     /// Memory that holds `len` bytes from `offset`, and where in it.
     #[inline]
     pub(super) fn fetch(&mut self, offset: u64, len: usize) -> io::Result<(&Mapping, usize)> {
+        self.effort += len as u64;
         match &mut self.media {
             Media::Ram(m) => Ok((m, offset as usize)),
             other => {
@@ -76,6 +96,7 @@ impl Namespace {
         len: usize,
         durable: bool,
     ) -> io::Result<(&Mapping, usize)> {
+        self.effort += len as u64;
         if let Some(cache) = &mut self.cache {
             cache.before_write(&mut self.media, offset, len as u64, durable)?;
         }
@@ -98,6 +119,7 @@ impl Namespace {
 
     /// Makes a range read as zeros.
     pub(super) fn zero(&mut self, offset: u64, len: u64, durable: bool) -> io::Result<()> {
+        self.effort += len;
         if let Some(cache) = &mut self.cache {
             cache.before_write(&mut self.media, offset, len, durable)?;
         }

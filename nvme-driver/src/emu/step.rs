@@ -5,6 +5,9 @@ use super::queue::Cq;
 use super::state::State;
 use crate::spec::{Command, Completion, NvmOpcode, Status};
 
+/// Bytes after whose movement a step ends: whoever else wants the controller does not wait for long.
+const BYTES_PER_STEP: u64 = 64 << 20;
+
 /// What became of a command.
 pub(super) enum Outcome {
     /// It completes now, with this status and this dword 0.
@@ -51,13 +54,14 @@ impl State {
         let burst = self.admin.arbitration_burst();
         let mut budget = self.fixed.commands_per_step;
         let mut idle_in_a_row = 0;
+        let enough = self.namespace.effort + BYTES_PER_STEP;
         // A full round without work ends the step.
         while budget > 0 && idle_in_a_row < self.active.len() && self.is_running() {
             if self.turn >= self.active.len() {
                 self.turn = 0;
             }
             let qid = self.active[self.turn];
-            let did = self.run_queue(bus, qid, burst.min(budget));
+            let did = self.run_queue(bus, qid, burst.min(budget), enough);
             budget -= did;
             idle_in_a_row = if did == 0 { idle_in_a_row + 1 } else { 0 };
             self.turn += 1;
@@ -66,8 +70,8 @@ impl State {
         budget < self.fixed.commands_per_step
     }
 
-    /// Fetches and executes up to `limit` commands of one queue.
-    fn run_queue(&mut self, bus: &Bus<'_>, qid: u16, limit: u32) -> u32 {
+    /// Fetches and executes up to `limit` commands of one queue, until the namespace's effort is `enough`.
+    fn run_queue(&mut self, bus: &Bus<'_>, qid: u16, limit: u32, enough: u64) -> u32 {
         self.poll_tail(qid);
         let Some(Some(sq)) = self.sqs.get(usize::from(qid)) else { return 0 };
         let cqid = sq.cq;
@@ -76,7 +80,7 @@ impl State {
         while did < limit {
             let Some(Some(sq)) = self.sqs.get_mut(usize::from(qid)) else { break };
             let room = matches!(self.cqs.get(usize::from(cqid)), Some(Some(cq)) if cq.has_room());
-            if sq.waiting() == 0 || !room {
+            if sq.waiting() == 0 || !room || self.namespace.effort >= enough {
                 break;
             }
             let at = sq.take();

@@ -218,6 +218,11 @@ fn timestamp() {
     now.fetch_add(16_000_000, Ordering::Relaxed);
     h.ok(0, get);
     assert_eq!(h.get(at, 8), (0x1234_5678_9accu64 | 2 << 48).to_le_bytes());
+    h.disable();
+    h.enable();
+    now.fetch_add(3_000_000, Ordering::Relaxed);
+    h.ok(0, get);
+    assert_eq!(h.get(at, 8), 3u64.to_le_bytes(), "a reset sets it to 0");
 }
 
 /// Base 5.13.1 "Get Log Page": unknown pages, offsets, lengths.
@@ -378,6 +383,16 @@ fn a_namespace_that_goes_and_comes_back() {
     h.controller.faults().set_namespace_attached(true);
     assert_eq!(h.wait(0).dw0, 0x0004_0002);
     h.ok(1, Command::new(0, 1));
+    // Half as large: what was beyond is out of range.
+    h.ok(0, get_log(4, at, 4096));
+    h.submit(0, aer());
+    h.controller.faults().set_namespace_size(2 << 20);
+    assert_eq!(h.wait(0).dw0, 0x0004_0002);
+    let ns: IdentifyNamespace = identified(&mut h, 0, 1);
+    assert_eq!(ns.nsze, 4096);
+    h.fails(1, Command { prp1: at, ..Command::new(2, 1).with_blocks(4096, 1) }, Status::LBA_OUT_OF_RANGE);
+    h.controller.faults().set_namespace_size(u64::MAX);
+    h.ok(1, Command { prp1: at, ..Command::new(2, 1).with_blocks(8191, 1) });
 }
 
 /// Base 5.1 "Abort": dword 0 bit 0 says whether the command was *not* aborted.

@@ -206,6 +206,12 @@ fn a_doorbell_of_no_queue_is_reported() {
     h.submit(0, admin(AdminOpcode::AsyncEventRequest));
     h.ring(sq_tail_doorbell(7, 0), 1);
     assert_eq!(h.wait(0).dw0, 0x0001_0000);
+    // One of no queue that could be: the last of the page.
+    let at = h.pages(1);
+    h.ok(0, get_log(1, at, 64));
+    h.submit(0, admin(AdminOpcode::AsyncEventRequest));
+    h.ring(0x1ffc, 5);
+    assert_eq!(h.wait(0).dw0, 0x0001_0000);
     h.ok(1, FLUSH);
     // It starts from 0 when it is created.
     h.create_pair(7, 8);

@@ -50,13 +50,20 @@ pub(super) struct Features {
     coalescing_disabled: Vec<bool>,
     /// Timestamp: what the host set, and when, both in milliseconds; `None`: never set.
     timestamp: Option<(u64, u64)>,
+    /// When the controller was reset, in milliseconds: the timestamp counts from there until it is set.
+    reset_at: u64,
+}
+
+/// The wall clock in milliseconds.
+fn now_ms(fixed: &Fixed) -> u64 {
+    (fixed.clock)() / 1_000_000
 }
 
 impl Features {
     pub(super) fn new(fixed: &Fixed) -> Self {
         let defaults = Values::defaults(fixed);
         let coalescing_disabled = vec![false; usize::from(fixed.io_queues) + 1];
-        Self { values: defaults, defaults, coalescing_disabled, timestamp: None }
+        Self { values: defaults, defaults, coalescing_disabled, timestamp: None, reset_at: now_ms(fixed) }
     }
 
     pub(super) fn reset(&mut self, fixed: &Fixed) {
@@ -124,15 +131,12 @@ impl State {
         n | n << 16
     }
 
-    fn now_ms(&self) -> u64 {
-        (self.fixed.clock)() / 1_000_000
-    }
-
     /// The Timestamp data structure.
     fn timestamp(&self) -> [u8; 8] {
+        let now = now_ms(&self.fixed);
         let (value, origin) = match self.admin.features.timestamp {
-            Some((set, at)) => (set.wrapping_add(self.now_ms().saturating_sub(at)), 1),
-            None => (self.now_ms().saturating_sub(self.admin.started_at / 1_000_000), 0),
+            Some((set, at)) => (set.wrapping_add(now.saturating_sub(at)), 1),
+            None => (now.saturating_sub(self.admin.features.reset_at), 0),
         };
         let mut data = (value & 0xffff_ffff_ffff).to_le_bytes();
         data[6] = origin << 1;
@@ -190,7 +194,7 @@ impl State {
                 self.pointers.locate(bus, cmd, 8, Direction::Out)?;
                 self.gather(bus, &mut data)?;
                 let ms = u64::from_le_bytes(data) & 0xffff_ffff_ffff;
-                self.admin.features.timestamp = Some((ms, self.now_ms()));
+                self.admin.features.timestamp = Some((ms, now_ms(&self.fixed)));
             }
             _ => return Err(Status::INVALID_FIELD),
         }

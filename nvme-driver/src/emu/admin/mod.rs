@@ -112,6 +112,11 @@ impl Admin {
         changed
     }
 
+    /// For the Changed Namespace List.
+    pub(super) fn note_namespace_change(&mut self) {
+        self.namespace_changed = true;
+    }
+
     /// Commands that one queue may have executed at a time.
     pub(super) fn arbitration_burst(&self) -> u32 {
         self.features.arbitration_burst()
