@@ -86,7 +86,9 @@ pub fn check<D: Disk>(disk: &mut D, options: &CheckOptions) -> Result<Report, Fs
         }
     }
     let sb = superblock::choose(copies, io.disk.name())?;
-    sb.check_features()?;
+    if !sb.check_features()? && options.repair {
+        return Err(FsError::Features { bits: sb.ro_compat, class: "read-only compatible" });
+    }
     if sb.blocks > io.blocks() {
         return Err(FsError::damaged(format!(
             "the filesystem has {} blocks, the device only {}",

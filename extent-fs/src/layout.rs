@@ -94,6 +94,12 @@ impl<D: Disk> Filesystem<D> {
         self.clear_leases(ino, first..end, if access == Access::Write { None } else { Some(Access::Write) })?;
         if access == Access::Write {
             self.io.writable()?;
+            let size = self.file(ino)?.size;
+            if self.txn.count > 0 && !size.is_multiple_of(BLOCK) && (first..end).contains(&(size / BLOCK)) {
+                // Bytes of the last block that lie behind the end are the holder's to spoil: a crash must not bring back a
+                // longer file that they belong to.
+                self.commit()?;
+            }
             self.allocate_range(ino, first, end)?;
             self.unguard_range(ino, first, end)?;
         }

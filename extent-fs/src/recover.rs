@@ -47,7 +47,7 @@ pub(crate) fn load_checkpoint<D: Disk>(
         resync &= c.first >= c.body.len();
         stream.extend_from_slice(body);
         next = c.next;
-        index += 1;
+        index = index.saturating_add(1);
         places.push(place);
         if places.len() as u64 > sb.blocks {
             return Err(FsError::damaged("the checkpoint's chain of chunks has no end"));
@@ -173,12 +173,16 @@ pub(crate) fn replay<D: Disk>(
         }
         let mut t = Take(record.items);
         for _ in 0..record.header.items {
-            let applied = match Item::decode(&mut t) {
-                Some(item) => state.apply(&item, &mut freed),
+            let item = Item::decode(&mut t);
+            let applied = match &item {
+                Some(item) => state.apply(item, &mut freed),
                 None => Err("an item makes no sense".to_owned()),
             };
             if let Err(what) = applied {
                 faults.add(Fault::Item { what: format!("log record {}: {what}", ring.sequence) })?;
+            }
+            if item.is_none() {
+                break;
             }
         }
         freed.clear();

@@ -36,6 +36,7 @@ fn names(state: &State, faults: &mut Faults) -> Result<(), FsError> {
     }
     names.sort_unstable();
     let mut subdirs: BTreeMap<Ino, u32> = BTreeMap::new();
+    let mut orphans = BTreeSet::new();
     let mut rest = &names[..];
     let dangling = |names: &[Name<'_>], faults: &mut Faults| {
         names.iter().try_for_each(|n| faults.add(Fault::Dangling { dir: n.1, name: shown(n.2), ino: n.0 }))
@@ -54,7 +55,11 @@ fn names(state: &State, faults: &mut Faults) -> Result<(), FsError> {
                 }
                 let dir = if ino == ROOT { Some(ROOT) } else { mine.first().map(|n| n.1) };
                 match dir {
-                    None if inode.nlink > 0 => faults.add(Fault::Unreachable { ino })?,
+                    None if inode.nlink == 0 && d.entries.is_empty() => {
+                        // Removed while somebody had it open.
+                        orphans.insert(ino);
+                    }
+                    None => faults.add(Fault::Unreachable { ino })?,
                     Some(dir) if d.parent != dir => faults.add(Fault::Parent { ino, dir, says: d.parent })?,
                     _ => {}
                 }
@@ -66,7 +71,7 @@ fn names(state: &State, faults: &mut Faults) -> Result<(), FsError> {
     }
     dangling(rest, faults)?;
     let mut rooted = BTreeSet::from([ROOT]);
-    for (ino, inode) in state.iter().filter(|(_, i)| i.directory().is_some() && i.nlink > 0) {
+    for (ino, inode) in state.iter().filter(|(n, i)| i.directory().is_some() && !orphans.contains(n)) {
         let found = 2 + subdirs.get(&ino).copied().unwrap_or(0);
         if found != inode.nlink {
             faults.add(Fault::Links { ino, found, says: inode.nlink })?;

@@ -21,7 +21,7 @@ fn examine(run: &Run, dice: &mut Dice, samples: u64, from: usize, seed: u64) -> 
             if again.one_in(40) { crash_again(&image, &found, &mut again, &mut extra) } else { Ok(()) }
         });
         if let Err(why) = result {
-            panic!("CMBFS_SEED={seed}: {place}: {why}\noperations: {:#?}", run.ops);
+            panic!("CMBFS_SEED={seed}: {}: {why}\nall operations: {:?}", place(), run.ops);
         }
     });
     states + extra

@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part of it")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed call fails the test")]
 
+pub mod corrupt;
 pub mod crash;
 pub mod model;
 pub mod ops;

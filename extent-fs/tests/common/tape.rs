@@ -89,6 +89,11 @@ impl TapeDisk {
         Self { tape: Arc::new(Mutex::new(Tape { image, events: Vec::new(), fail_after: None })), geometry }
     }
 
+    /// The image as a running device shows it.
+    pub fn image(&self) -> Image {
+        self.tape.lock().unwrap().image.clone()
+    }
+
     pub fn events(&self) -> usize {
         self.tape.lock().unwrap().events.len()
     }
