@@ -116,6 +116,12 @@ impl Region {
                 done += 1;
             }
         }
+        if let Some(last) = from.len().checked_sub(1) {
+            let p = self.memory.as_ptr().wrapping_add(at + last);
+            // Posted writes are on their way until something is read back; only then may anyone be told of them.
+            // SAFETY: the last byte of the range checked above.
+            unsafe { p.read_volatile() };
+        }
         Ok(())
     }
 

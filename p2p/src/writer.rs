@@ -74,6 +74,11 @@ impl Slots {
         Arc::new(Self { region, taken: AtomicU64::new(0) })
     }
 
+    /// The region that holds them.
+    pub fn region(&self) -> &ClientRegion {
+        &self.region
+    }
+
     /// Takes a free slot for as long as the value lives; `None` when all are in use. A thread that writes often keeps one.
     pub fn take(self: &Arc<Self>) -> Option<Slot> {
         let mut taken = self.taken.load(Ordering::Relaxed);

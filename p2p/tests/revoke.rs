@@ -2,6 +2,7 @@
 mod common;
 
 use common::{GRACE, Rig, config, pattern, writing};
+use p2p::backing::Backing;
 use p2p::counters::{Path, Reason};
 use p2p::layout::Home;
 use p2p::reader::Outcome;
@@ -345,4 +346,147 @@ fn every_byte_is_counted_by_the_path_it_took() {
     let second = rig.hold(&c, 7, W as u64, false);
     rig.ensure_want(&second, Want::Host);
     assert_eq!(rig.windows.counters().get(Path::HostCache, Reason::Asked).bytes, W as u64);
+}
+
+#[test]
+fn a_dead_server_is_noticed_after_the_copy() {
+    let mut rig = rig();
+    let mut c = rig.client();
+    rig.map_host(&mut c, 7, 4 * W);
+    let hold = rig.hold(&c, 7, 0, true);
+    rig.ensure(&hold);
+    assert_eq!(c.read(hold.handle, 0, 8).0, Outcome::Copied(Home::Cmb));
+    drop(rig);
+    assert_eq!(c.read(hold.handle, 0, 8).0, Outcome::ServerGone);
+    let mut slot = c.slots.take().unwrap();
+    // The words still look as if the window were open; what is stored there may be lost, and the writer is told.
+    let told = match slot.write(&c.control, writing(&hold), &c.view) {
+        Ok(section) => section.finish() == Finished::Revoked,
+        Err(e) => e == NotEntered::ServerGone,
+    };
+    assert!(told);
+}
+
+/// A drive that looks at the window, as a reader, in the middle of the last write-back.
+struct Watching<'a> {
+    drive: &'a mut common::Drive,
+    client: &'a common::Client,
+    window: p2p::control::WindowHandle,
+    saw: Vec<Outcome>,
+}
+
+impl p2p::backing::Backing for Watching<'_> {
+    fn read_to_cmb(
+        &mut self,
+        o: u64,
+        f: u64,
+        at: usize,
+        len: usize,
+    ) -> Result<(), p2p::backing::BackingError> {
+        self.drive.read_to_cmb(o, f, at, len)
+    }
+    fn read_to_host(&mut self, o: u64, f: u64, into: &mut [u8]) -> Result<(), p2p::backing::BackingError> {
+        self.drive.read_to_host(o, f, into)
+    }
+    fn write_from_cmb(
+        &mut self,
+        o: u64,
+        f: u64,
+        at: usize,
+        n: usize,
+    ) -> Result<(), p2p::backing::BackingError> {
+        self.saw.push(self.client.read(self.window, 0, 8).0);
+        self.drive.write_from_cmb(o, f, at, n)
+    }
+    fn write_from_host(&mut self, o: u64, f: u64, from: &[u8]) -> Result<(), p2p::backing::BackingError> {
+        self.drive.write_from_host(o, f, from)
+    }
+}
+
+#[test]
+fn readers_never_see_a_fenced_writers_late_stores() {
+    let mut rig = rig();
+    let (silent, c) = (rig.client(), rig.client());
+    let hold = rig.hold(&silent, 7, 0, true);
+    rig.ensure(&hold);
+    let mut slot = silent.slots.take().unwrap();
+    let section = slot.write(&silent.control, writing(&hold), &silent.view).unwrap();
+    let mut drive = Watching { drive: &mut rig.drive, client: &c, window: hold.handle, saw: Vec::new() };
+    let ticket = rig.windows.evict(&Scope::Object(7), &mut drive, 0).unwrap();
+    rig.windows.poll(&mut drive, 2 * GRACE);
+    // Its last bytes are on their way to the drive: from here on no reader may accept the old place.
+    assert_eq!(drive.saw, [Outcome::NotResident]);
+    rig.windows.poll(&mut drive, 4 * GRACE);
+    assert!(matches!(rig.windows.progress(ticket), Some(Progress::Done(_))));
+    assert_eq!(section.finish(), Finished::Revoked);
+}
+
+#[test]
+fn a_hold_is_not_given_back_from_inside_a_section() {
+    let mut rig = rig();
+    let c = rig.client();
+    let hold = rig.hold(&c, 7, 0, true);
+    rig.ensure(&hold);
+    let mut slot = c.slots.take().unwrap();
+    let section = slot.write(&c.control, writing(&hold), &c.view).unwrap();
+    assert!(rig.windows.release(c.id, hold.handle.index).is_err());
+    assert_eq!(section.finish(), Finished::Done);
+    rig.windows.release(c.id, hold.handle.index).unwrap();
+}
+
+#[test]
+fn the_control_pages_cannot_be_written_by_clients() {
+    let rig = rig();
+    let fd = rig.windows.control_fd().unwrap();
+    let len = rig.windows.control().memory().len();
+    use nvme_driver::mem::{Access, Mapping};
+    assert!(Mapping::from_fd(fd.try_clone().unwrap(), 0, len, Access::ReadWrite).is_err());
+    // Not even by opening the file again.
+    use std::os::fd::AsRawFd;
+    let again =
+        std::fs::File::options().read(true).write(true).open(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+    if let Ok(file) = again {
+        assert!(Mapping::from_fd(file.into(), 0, len, Access::ReadWrite).is_err());
+    }
+}
+
+#[test]
+fn a_dead_quarantined_client_gives_its_pages_back() {
+    let mut rig = rig();
+    let silent = rig.client();
+    let hold = rig.hold(&silent, 7, 0, true);
+    rig.ensure(&hold);
+    let (mut a, mut b) = (silent.slots.take().unwrap(), silent.slots.take().unwrap());
+    let section = a.write(&silent.control, writing(&hold), &silent.view).unwrap();
+    let borrow = b.borrow(&silent.control, hold.handle, &silent.view).unwrap();
+    rig.revoke(&Scope::Window(hold.handle.index));
+    assert_eq!(rig.windows.quarantine().map(|q| q.claims).sum::<usize>(), 2);
+    rig.windows.client_died(silent.id, &mut rig.drive, rig.now);
+    assert_eq!(rig.windows.quarantine().count(), 0);
+    assert_eq!(rig.windows.cmb_bytes().0, 8 * W);
+    std::mem::forget((section, borrow));
+}
+
+#[test]
+fn one_silent_borrow_costs_one_place() {
+    let mut rig = rig();
+    let (silent, c) = (rig.client(), rig.client());
+    let hold = rig.hold(&silent, 7, 0, false);
+    let other = rig.hold(&c, 7, 0, false);
+    rig.ensure(&hold);
+    let mut slot = silent.slots.take().unwrap();
+    // Stopped between its slot and its note: the worst case, for nobody knows where the borrow is.
+    let borrow = slot.borrow(&silent.control, hold.handle, &silent.view).unwrap();
+    silent.slots.region().slot(0).1.store(0, std::sync::atomic::Ordering::Release);
+    for _ in 0..20 {
+        let evicted = rig.windows.evict(&Scope::Object(7), &mut rig.drive, rig.now).unwrap();
+        rig.finish(evicted);
+        // Evicted again and again it runs out of lanes; then it is served without a place.
+        rig.ensure(&other);
+    }
+    assert!(rig.windows.cmb_bytes().0 >= 7 * W, "at most one place in the CMB");
+    assert!(rig.windows.host_bytes().0 <= p2p::layout::LANES * W as u64);
+    drop(borrow);
+    rig.poll();
+    assert_eq!(rig.windows.quarantine().count(), 0);
 }

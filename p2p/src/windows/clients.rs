@@ -6,7 +6,7 @@ use super::{Windows, WindowsError};
 use crate::backing::Backing;
 use crate::control::{ClientRegion, WindowHandle};
 use crate::layout::{Home, SECTION_SLOTS, SectionKind, SectionState, SectionWord};
-use crate::protocol::{Native, harvest};
+use crate::protocol::{Native, busy, harvest};
 
 /// An attached client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -108,17 +108,28 @@ impl Windows {
         Ok(Hold { handle, offset: w.offset, dirty_word: if write { dirty_word } else { None } })
     }
 
-    /// Takes one hold back. With the last one the client's dirty bits are harvested.
+    /// Takes one hold back. With the last one the client's dirty bits are harvested. Refused while a section or borrow of
+    /// the client is open there: nobody would wait for it any more.
     pub fn release(&mut self, client: ClientId, index: u32) -> Result<(), WindowsError> {
+        let c = self.clients.get(&client.0).ok_or(WindowsError::UnknownClient(client.0))?;
+        let open = (0..SECTION_SLOTS).any(|slot| {
+            let word = c.region.slot(slot).0;
+            [SectionKind::Write, SectionKind::Borrow]
+                .iter()
+                .any(|k| busy::<Native>(word, index, *k).is_some())
+        });
         let holder = self
             .known(index)?
             .holders
             .iter_mut()
             .find(|h| h.client == client.0)
             .ok_or(WindowsError::UnknownWindow(index))?;
-        holder.count -= 1;
-        if holder.count > 0 {
+        if holder.count > 1 {
+            holder.count -= 1;
             return Ok(());
+        }
+        if open {
+            return Err(WindowsError::InSection(index));
         }
         self.drop_hold(client.0, index);
         self.forget_if_idle(index);

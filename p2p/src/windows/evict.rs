@@ -22,8 +22,8 @@ impl Windows {
             if cmb.pool.largest_free() >= len {
                 return;
             }
-            let (objects, windows) = (&self.objects, &self.windows);
-            let victim = cmb.policy.victim(|key| leaves(objects, windows, key));
+            let (objects, windows, out) = (&self.objects, &self.windows, &self.out);
+            let victim = cmb.policy.victim(|key| leaves(objects, windows, out, key));
             let Some(victim) =
                 victim.and_then(|key| self.slots_in(key.0, &(key.1..key.1 + 1)).first().copied())
             else {
@@ -41,8 +41,8 @@ impl Windows {
             if self.host_bytes + len <= self.host_limit {
                 return;
             }
-            let (objects, windows) = (&self.objects, &self.windows);
-            let victim = self.host_policy.victim(|key| leaves(objects, windows, key));
+            let (objects, windows, out) = (&self.objects, &self.windows, &self.out);
+            let victim = self.host_policy.victim(|key| leaves(objects, windows, out, key));
             let Some(victim) =
                 victim.and_then(|key| self.slots_in(key.0, &(key.1..key.1 + 1)).first().copied())
             else {
@@ -122,15 +122,18 @@ impl Windows {
     }
 }
 
-/// Whether a window can be pushed out: not while it moves, is mapped by a peer, or is bound to the CMB.
+/// Whether a window can be pushed out: not while it moves or is mapped by a peer, and not while someone silent holds old pages
+/// of it, for that would cost more of them.
 fn leaves(
     objects: &std::collections::BTreeMap<u64, super::object::Object>,
     windows: &[Option<Box<super::window::Window>>],
+    out: &[PagesOut],
     key: crate::policy::Key,
 ) -> bool {
     objects.get(&key.0).is_some_and(|o| {
         let index = o.windows.get(&(key.1 / o.options.window_size as u64));
         let w = index.and_then(|i| windows.get(*i as usize)).and_then(Option::as_deref);
-        w.is_some_and(|w| w.moving.is_none() && w.peers == 0)
+        let index = index.copied();
+        w.is_some_and(|w| w.moving.is_none() && w.peers == 0) && !out.iter().any(|o| Some(o.window) == index)
     })
 }

@@ -33,7 +33,7 @@ use nvme_driver::mem::OutOfRange;
 
 use crate::backing::{Backing, BackingError};
 use crate::control::{ControlError, ControlPages};
-use crate::counters::{Counters, Reason};
+use crate::counters::Counters;
 use crate::layout::{Home, MIN_WINDOW, Place};
 use crate::policy::S3Fifo;
 use crate::protocol::Guard;
@@ -97,6 +97,9 @@ pub enum WindowsError {
     /// No such window, or this client does not hold it.
     #[error("window {0} is not held by that client, or does not exist")]
     UnknownWindow(u32),
+    /// The client is inside a write section or borrow of the window.
+    #[error("window {0} is in use by a section or borrow of that client; end it first")]
+    InSection(u32),
     /// No such object.
     #[error("object {0} is not registered")]
     UnknownObject(u64),
@@ -163,7 +166,6 @@ pub struct Polled {
 pub struct Windows {
     control: ControlPages,
     cmb: Option<Cmb>,
-    no_cmb: Reason,
     host_limit: u64,
     host_bytes: u64,
     host_policy: S3Fifo,
@@ -222,7 +224,6 @@ impl Windows {
             swept_at: control.device_generation(),
             control,
             cmb,
-            no_cmb: Reason::NoCmb,
             host_limit: config.host_limit,
             host_bytes: 0,
             host_policy: S3Fifo::new(config.host_limit, 4096),

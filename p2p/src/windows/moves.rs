@@ -275,7 +275,9 @@ impl Windows {
         };
         let Some(m) = w.moving.as_mut() else { return Ok(false) };
         let guard = Self::guard(&self.control, index)?;
-        if (!m.fenced.is_empty() || !still_mapped.is_empty()) && !m.hidden {
+        // Like a fenced writer: what it may still store there must not be seen, now or at a second try.
+        m.fenced.extend(still_mapped);
+        if !m.fenced.is_empty() && !m.hidden {
             w.generation = hide::<Native>(guard, w.generation);
             m.hidden = true;
         }
@@ -289,7 +291,6 @@ impl Windows {
             return self.unsafe_yet(index, e, now);
         }
         let mut claims = self.unmap_reading_peers(index);
-        claims.extend(still_mapped);
 
         let Some(w) = self.windows.get_mut(index as usize).and_then(Option::as_deref_mut) else {
             return Ok(false);
@@ -316,7 +317,11 @@ impl Windows {
         }
         self.moving.retain(|i| *i != index);
         self.counters.moves += 1;
-        tracing::trace!("window {index} moved to {to:?} ({}) in {} ns", m.request.reason, now - m.began);
+        tracing::trace!(
+            "window {index} moved to {to:?} ({}) in {} ns",
+            m.request.reason,
+            now.saturating_sub(m.began)
+        );
         self.left(&old, to, index);
         claims.extend(self.borrows_of(index, &old));
         self.settle_all(&m.request.tickets, Outcome::Moved { fenced: claims.len() as u64 });

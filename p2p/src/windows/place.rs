@@ -220,7 +220,7 @@ impl Windows {
         if self.is_quarantined(index) {
             return Err(Reason::Quarantine);
         }
-        let Some(cmb) = self.cmb.as_mut() else { return Err(self.no_cmb) };
+        let Some(cmb) = self.cmb.as_mut() else { return Err(Reason::NoCmb) };
         if len > cmb.pool.size() {
             return Err(Reason::TooLarge);
         }

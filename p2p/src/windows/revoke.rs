@@ -83,8 +83,14 @@ pub(super) struct Tickets {
     open: HashMap<Ticket, Open>,
 }
 
+/// Tickets kept before those that are done, and that nobody asked for, are forgotten.
+const UNASKED: usize = 4096;
+
 impl Tickets {
     pub(super) fn open(&mut self, windows: usize) -> Ticket {
+        if self.open.len() >= UNASKED {
+            self.open.retain(|_, o| o.windows + o.pages > 0);
+        }
         self.next += 1;
         let ticket = Ticket(self.next);
         self.open.insert(ticket, Open { windows: windows as u64, ..Open::default() });
