@@ -187,6 +187,10 @@ impl Windows {
         if write && !known.mapper.is_coherent() {
             return Ok(self.bounce(Reason::CmbUnsupported));
         }
+        if self.window(window).is_some_and(|w| w.home == Home::Host) {
+            // For a peer the CMB is not a matter of speed: without it the bytes go through host memory. Others give way.
+            self.make_room(window, backing, now);
+        }
         match self.ensure(window, Want::Cmb, backing, now)? {
             Ensured::Ready(Home::Cmb, _) => {}
             Ensured::Ready(_, reason) | Ensured::Refused(reason) => {

@@ -261,6 +261,7 @@ impl<'a> Story<'a> {
         let file = stage.client.open(PATH, OpenMode::read())?;
         let window = file.window_size();
         let before: Moved = stage.server.ask("counters")?;
+        let pushed_out = stage.client.status()?.host_windows;
         let peer = stage.client.attach_peer(window)?;
         let (mut by_dma, mut bounced, mut why_bounced) = (0, 0, None);
         let (mut got, mut expected) = (vec![0; window as usize], vec![0; window as usize]);
@@ -302,6 +303,12 @@ impl<'a> Story<'a> {
             Bytes(by_dma),
             Bytes(bounced)
         ))?;
+        if pushed_out > 0 {
+            let pushed_out = Bytes(pushed_out * window);
+            say(format_args!(
+                "   the file is larger than the CMB: {pushed_out} came back into it from the host cache"
+            ))?;
+        }
         if let Some(why) = why_bounced {
             say(format_args!("   through host memory because: {}", one_line(&why)))?;
         }
