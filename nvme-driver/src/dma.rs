@@ -42,7 +42,10 @@ struct Inner {
     function: Arc<dyn PciFunction>,
     iova: Arc<IovaAllocator>,
     chunks: Mutex<Vec<Chunk>>,
+    /// Some of it is on 4 KiB pages.
     fallback: OnceLock<String>,
+    /// Some of that is not even locked.
+    unlocked: OnceLock<String>,
 }
 
 /// DMA memory of one function. Cheap to clone; unmapped when the last clone and the last buffer are gone.
@@ -54,7 +57,13 @@ pub struct DmaArena {
 impl DmaArena {
     /// An empty arena; memory is mapped as it is needed.
     pub fn new(function: Arc<dyn PciFunction>, iova: Arc<IovaAllocator>) -> Self {
-        let inner = Inner { function, iova, chunks: Mutex::new(Vec::new()), fallback: OnceLock::new() };
+        let inner = Inner {
+            function,
+            iova,
+            chunks: Mutex::new(Vec::new()),
+            fallback: OnceLock::new(),
+            unlocked: OnceLock::new(),
+        };
         Self { inner: Arc::new(inner) }
     }
 
@@ -82,9 +91,9 @@ impl DmaArena {
         Ok(DmaBuffer { arena: Arc::clone(&self.inner), memory, offset: at as usize, len, iova: base + at })
     }
 
-    /// Why 4 KiB pages are used, if they are.
+    /// Why 4 KiB pages are used, if they are, and whether they could be locked.
     pub fn fallback(&self) -> Option<&str> {
-        self.inner.fallback.get().map(String::as_str)
+        self.inner.unlocked.get().or(self.inner.fallback.get()).map(String::as_str)
     }
 
     /// Bytes allocated and not yet given back (all buffers of the arena together).
@@ -111,20 +120,28 @@ impl Inner {
 
     fn small_pages(&self, len: usize, huge: &MapError) -> Result<Arc<Mapping>, DmaError> {
         let memory = Mapping::memfd("cmbfs-dma", len)?;
-        let locked = memory.lock();
-        if self.fallback.get().is_none() {
-            let mut why = format!(
-                "no 2 MiB huge pages ({}; `sysctl vm.nr_hugepages=16` makes some): using 4 KiB pages",
-                huge.source
-            );
-            if let Err(e) = locked {
-                why.push_str(&format!(", not locked in memory ({e}; raise RLIMIT_MEMLOCK)"));
+        let why = format!(
+            "no 2 MiB huge pages ({}; `sysctl vm.nr_hugepages=16` makes some): using 4 KiB pages",
+            huge.source
+        );
+        // Mapping memory for a real device locks it, and counts it against the limit: doing both would count twice.
+        let locked = if self.function.bars_are_device_memory() { Ok(()) } else { memory.lock() };
+        match locked {
+            Ok(()) => self.note(&self.fallback, why),
+            Err(e) => {
+                self.note(&self.unlocked, format!("{why}, not locked in memory ({e}; raise RLIMIT_MEMLOCK)"))
             }
-            tracing::warn!("{}: {why}", self.function.name());
-            // Set once, under the lock on `chunks`.
-            let _ = self.fallback.set(why);
         }
         Ok(memory)
+    }
+
+    /// Notes a fact and warns, the first time only.
+    fn note(&self, fact: &OnceLock<String>, why: String) {
+        if fact.get().is_none() {
+            tracing::warn!("{}: {why}", self.function.name());
+            // Set once, under the lock on `chunks`.
+            let _ = fact.set(why);
+        }
     }
 
     fn give_iova(&self, iova: u64, len: usize) {

@@ -82,3 +82,28 @@ fn a_cmb_that_a_reset_changed_makes_the_controller_unusable() {
     assert!(matches!(error, ControllerError::Changed { .. }), "{error}");
     assert!(matches!(controller.check(), Err(ControllerError::Dead { .. })));
 }
+
+#[test]
+fn a_queue_and_its_lists_are_not_parted_where_the_controller_forbids_it() {
+    for (cdpcils, lists, used) in [(true, false, true), (false, false, false), (false, true, true)] {
+        let emulated = EmulatedController::new(&Config { cmb_size: 4 << 20, ..Config::default() }).unwrap();
+        let hands = move |offset, value: u64| match offset {
+            regs::CMBLOC => u32::from(Cmbloc::from(value as u32).with_cdpcils(cdpcils)).into(),
+            _ => value,
+        };
+        let function = Arc::new(Wrapped { inner: emulated.function(), hands });
+        let options = ControllerOptions {
+            cmb_queue_bytes: 2 << 20,
+            cmb_prp_lists: lists,
+            ..ControllerOptions::default()
+        };
+        let controller = Controller::new(function, options, Arc::new(ManualClock::new())).unwrap();
+        let mut queue = controller.create_queue().unwrap();
+        queue.flush(1, 0).unwrap();
+        queue.ring();
+        let cmb = controller.cmb().cmb().unwrap();
+        let mut entry = [0; 64];
+        cmb.queues.as_ref().unwrap().0.read(0, &mut entry).unwrap();
+        assert_eq!(entry != [0; 64], used, "CDPCILS {cdpcils}, lists {lists}");
+    }
+}

@@ -183,7 +183,11 @@ impl Controller {
             let fits = len > 0 && offset.checked_add(len).is_some_and(|end| end <= mapping.len());
             fits.then(|| RingMemory::cmb(Arc::clone(mapping), *address, offset, len))
         };
-        CmbRoom { submission_queue: part(offset, sq), lists: part(offset.saturating_add(sq), lists) }
+        let room =
+            CmbRoom { submission_queue: part(offset, sq), lists: part(offset.saturating_add(sq), lists) };
+        // Without CDPCILS a command and its lists lie both in the CMB or both outside.
+        let apart = room.submission_queue.is_some() != room.lists.is_some();
+        if apart && !cmb.cmbloc.cdpcils() { none } else { room }
     }
 
     /// Deletes a queue that is given up. After a reset there is nothing to delete. A controller that refuses is

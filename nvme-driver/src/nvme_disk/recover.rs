@@ -13,7 +13,7 @@ use crate::queue::QueueError;
 
 /// Empty polls between two looks at the clock: of a real device, and of one that only moves when we poll it.
 const POLLS: u32 = 1024;
-const POLLS_INLINE: u32 = 16;
+const POLLS_INLINE: u32 = 4;
 
 /// What a waiting call has noticed so far.
 #[derive(Debug, Default)]
@@ -46,9 +46,8 @@ impl NvmeDisk {
         DiskError::Dead { name: self.name.clone(), reason }
     }
 
-    pub(super) fn is_time_to_look(&self, idle: u32) -> bool {
-        let inline = self.controller().function().needs_step();
-        idle.is_multiple_of(if inline { POLLS_INLINE } else { POLLS })
+    pub(super) fn is_time_to_look(&mut self, idle: u32) -> bool {
+        idle.is_multiple_of(if self.queue.pair().is_inline() { POLLS_INLINE } else { POLLS })
     }
 
     /// Looks at the clock, and at the controller if it is time. `true` if commands were dealt with.

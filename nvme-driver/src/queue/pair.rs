@@ -205,6 +205,11 @@ impl QueuePair {
         }
     }
 
+    /// Whether polling is what lets the device make progress.
+    pub(crate) fn is_inline(&self) -> bool {
+        self.step.is_some()
+    }
+
     /// The queue's identifier.
     pub fn qid(&self) -> u16 {
         self.qid
