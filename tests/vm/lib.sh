@@ -125,6 +125,24 @@ qemu_newer() {
     echo "$dir/root"
 }
 
+# nvme_cli: prints a folder with nvme-cli, the libraries it needs, and the loader to start it with.
+nvme_cli() {
+    local dir=$VM/nvme-cli root=$VM/nvme-cli/root lib deb file
+    if [ ! -e "$dir/tool/nvme" ]; then
+        newer_debs "$dir" nvme-cli
+        for deb in "$dir"/*.deb; do dpkg-deb -x "$deb" "$root" || die "cannot unpack $deb"; done
+        lib=$root/usr/lib/x86_64-linux-gnu
+        mkdir -p "$dir/tool.tmp"
+        for file in $("$lib/ld-linux-x86-64.so.2" --library-path "$lib" --list "$root/usr/sbin/nvme" | grep -o '/[^ ]*'); do
+            cp -L "$file" "$dir/tool.tmp"
+        done
+        cp -L "$lib/ld-linux-x86-64.so.2" "$root/usr/sbin/nvme" "$dir/tool.tmp"
+        mv "$dir/tool.tmp" "$dir/tool"
+        rm -rf "$root" "$dir"/*.deb
+    fi
+    echo "$dir/tool"
+}
+
 # module_closure KERNELDIR MODULE...: the files to insmod, dependencies first.
 module_closure() {
     local root=$1 name file deps dep; shift
@@ -138,7 +156,7 @@ module_closure() {
 }
 read_module() { case $1 in *.xz) xz -dc "$1" ;; *) cat "$1" ;; esac; }
 
-# make_initramfs OUT KERNELDIR "MODULE..." BINARY...: a newc archive of busybox, modules and programs with their libraries.
+# make_initramfs OUT KERNELDIR "MODULE..." BINARY|FOLDER...: a newc archive of busybox, modules, programs with their libraries, and folders.
 make_initramfs() {
     local out=$1 kernel=$2 modules=$3 tree order=0 file binary lib; shift 3
     tree=$(mktemp -d "$VM/tree.XXXXXX")
@@ -151,6 +169,7 @@ make_initramfs() {
         read_module "$file" >"$tree/modules/$(printf %02d "$order")-$(basename "${file%.xz}")"
     done
     for binary; do
+        [ -d "$binary" ] && { cp -r "$binary" "$tree/tool"; continue; }
         cp "$binary" "$tree/bin/"
         for lib in $(ldd "$binary" 2>/dev/null | grep -o '/[^ ]*'); do mkdir -p "$tree$(dirname "$lib")"; cp -nL "$lib" "$tree$lib"; done
     done

@@ -48,18 +48,17 @@ pub(super) fn ranges_from_info(info: &[u8]) -> Option<Vec<RangeInclusive<u64>>> 
     None
 }
 
-/// `ranges` without `holes`, both rounded to whole 4 KiB pages (holes grow, ranges shrink), in ascending order.
+/// `ranges` without `holes`, what is left shrunk to whole 4 KiB pages, in ascending order.
 pub(super) fn without(
     mut ranges: Vec<RangeInclusive<u64>>,
     holes: &[RangeInclusive<u64>],
 ) -> Vec<RangeInclusive<u64>> {
     for hole in holes {
-        let (first, last) = (hole.start() & !0xfff, hole.end() | 0xfff);
         ranges = ranges
             .into_iter()
             .flat_map(|range| {
-                let below = first.checked_sub(1).map(|end| *range.start()..=end.min(*range.end()));
-                let above = last.checked_add(1).map(|start| start.max(*range.start())..=*range.end());
+                let below = hole.start().checked_sub(1).map(|end| *range.start()..=end.min(*range.end()));
+                let above = hole.end().checked_add(1).map(|start| start.max(*range.start())..=*range.end());
                 [below, above]
             })
             .flatten()

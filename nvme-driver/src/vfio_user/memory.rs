@@ -82,18 +82,14 @@ impl DmaRegions {
         let (iova, size) = (*range.start(), range.end() - range.start() + 1);
         let len = usize::try_from(size).map_err(|_| Errno::INVAL)?;
         let end = file_offset.checked_add(size).ok_or(Errno::INVAL)?;
-        let stat = fstat(&fd)?;
-        // A page beyond the file's end would be a SIGBUS for us.
-        if u64::try_from(stat.st_size).unwrap_or(0) < end {
-            return Err(Errno::INVAL);
-        }
         let sealed = fcntl_add_seals(&fd, SealFlags::SHRINK).is_ok()
             || fcntl_get_seals(&fd).is_ok_and(|seals| seals.contains(SealFlags::SHRINK));
         if !sealed && !self.trusted {
             return Err(Errno::PERM);
         }
-        if sealed && u64::try_from(fstat(&fd)?.st_size).unwrap_or(0) < end {
-            return Err(Errno::INVAL); // it shrank just before the seal
+        // A page beyond the file's end would be a SIGBUS for us. Sealed first, then looked at: it can only have grown since.
+        if u64::try_from(fstat(&fd)?.st_size).unwrap_or(0) < end {
+            return Err(Errno::INVAL);
         }
         let ours = if access.writable() { Access::ReadWrite } else { Access::ReadOnly };
         let memory = Mapping::from_fd(fd, file_offset, len, ours)

@@ -63,7 +63,7 @@ impl Io {
     fn finish(&mut self) -> Outcome {
         self.queue.ring();
         let mut failed = None;
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(15);
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(40);
         while self.queue.pair().in_flight() > 0 {
             self.queue.reap(usize::MAX, |done| {
                 if !done.status.is_success() {

@@ -16,6 +16,7 @@ pub(crate) const CASES: &[(&str, Case)] = &[
     ("write-and-verify", write_and_verify),
     ("depth-32", depth_32),
     ("zeroes-and-discard", zeroes_and_discard),
+    ("nvme-cli", nvme_cli),
     ("reset-under-load", reset_under_load),
     ("mkfs-ext4", mkfs_ext4),
     ("log-is-clean", log_is_clean),
@@ -133,6 +134,35 @@ fn zeroes_and_discard() -> Outcome {
     expect(discard.success(), "blkdiscard failed")?;
     file.read_exact_at(buffer.get(), 0)?;
     expect(buffer.get()[(512 << 10) + 4096..].iter().all(|b| *b == 0xa5), "discarded too much")
+}
+
+/// nvme-cli's view: every command must succeed, and say what is expected where something is.
+fn nvme_cli() -> Outcome {
+    let commands: [(&[&str], &str); 11] = [
+        (&["id-ctrl", "/dev/nvme0"], "CMBFS-EMULATED"),
+        (&["id-ctrl", "-H", "/dev/nvme0"], "Format NVM"),
+        (&["id-ns", NODE], "nsze"),
+        (&["ns-descs", NODE], "uuid"),
+        (&["list-ns", "/dev/nvme0"], "0x1"),
+        (&["smart-log", "/dev/nvme0"], "critical_warning"),
+        (&["error-log", "/dev/nvme0"], "Error Log Entries"),
+        (&["fw-log", "/dev/nvme0"], "frs1"),
+        (&["get-feature", "-f", "7", "/dev/nvme0"], "Number of Queues"),
+        (&["flush", NODE], ""),
+        (&["format", "--force", "--lbaf=0", NODE], "Success"),
+    ];
+    let mut failed = false;
+    for (args, expected) in commands {
+        let loader = ["--library-path", "/tool", "/tool/nvme"];
+        let out = Command::new("/tool/ld-linux-x86-64.so.2").args(loader).args(args).output()?;
+        let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+        if !out.status.success() || !text.contains(expected) {
+            failed = true;
+            println!("nvme {}: {} without {expected:?}:", args.join(" "), out.status);
+            text.lines().take(12).for_each(|line| println!("    {line}"));
+        }
+    }
+    expect(!failed, "nvme-cli found something to complain about")
 }
 
 /// `reset_controller` while writers are at work: the kernel retries, and no write is lost.
