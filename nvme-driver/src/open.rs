@@ -141,6 +141,7 @@ fn emulated_config(url: &EmulatedUrl) -> Result<(Config, Option<Arc<ImageLock>>)
         lba_size: url.lba,
         cmb_size: url.cmb,
         volatile_cache: url.cache,
+        lose_on_kill: url.lossy,
         ..Config::default()
     };
     Ok((config, lock))

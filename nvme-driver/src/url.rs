@@ -43,8 +43,10 @@ pub struct EmulatedUrl {
     pub cmb: u64,
     /// `lba=`: bytes per logical block, 512 or 4096. Default: 4096.
     pub lba: u32,
-    /// `cache=on|off`: whether writes are volatile until flushed. Default: on.
+    /// `cache=on|off|lossy`: whether writes are volatile until flushed. Default: on.
     pub cache: bool,
+    /// `cache=lossy`: a cache that is lost with the process, so that killing it is a power cut (for tests of images).
+    pub lossy: bool,
 }
 
 /// Size of an image, or of a RAM drive, if the URL does not say.
@@ -52,7 +54,7 @@ pub const DEFAULT_SIZE: u64 = 1 << 30;
 const DEFAULT_CMB: u64 = 64 << 20;
 const DEFAULT_LBA: u32 = 4096;
 const FORMS: &str = "emu:IMAGE, emu:ram, file:PATH, pci:DDDD:BB:DD.F, vfio-user:SOCKET (as in `emu:disk.img?cmb=64M&size=1G`)";
-const PARAMETERS: &str = "size=BYTES, cmb=BYTES, lba=512|4096, cache=on|off";
+const PARAMETERS: &str = "size=BYTES, cmb=BYTES, lba=512|4096, cache=on|off|lossy";
 
 /// A text is no device URL.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -108,7 +110,7 @@ pub fn format_size(bytes: u64) -> String {
 impl EmulatedUrl {
     /// An emulated controller with the defaults.
     pub fn new(backing: EmulatedBacking) -> Self {
-        Self { backing, size: None, cmb: DEFAULT_CMB, lba: DEFAULT_LBA, cache: true }
+        Self { backing, size: None, cmb: DEFAULT_CMB, lba: DEFAULT_LBA, cache: true, lossy: false }
     }
 
     fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
@@ -130,7 +132,8 @@ impl EmulatedUrl {
             "cache" => match value {
                 "on" => self.cache = true,
                 "off" => self.cache = false,
-                _ => return Err("it is on or off".to_owned()),
+                "lossy" => (self.cache, self.lossy) = (true, true),
+                _ => return Err("it is on or off or lossy".to_owned()),
             },
             _ => return Err(format!("unknown; valid are {PARAMETERS}")),
         }
@@ -202,6 +205,7 @@ impl fmt::Display for DeviceUrl {
                     e.size.map(|size| format!("size={}", format_size(size))),
                     (e.lba != DEFAULT_LBA).then(|| format!("lba={}", e.lba)),
                     (!e.cache).then(|| "cache=off".to_owned()),
+                    e.lossy.then(|| "cache=lossy".to_owned()),
                 ];
                 for (i, parameter) in parameters.into_iter().flatten().enumerate() {
                     write!(f, "{}{parameter}", if i == 0 { '?' } else { '&' })?;
@@ -222,6 +226,7 @@ mod tests {
             "emu:disk.img",
             "emu:disk.img?cmb=128M&size=1G",
             "emu:/a b/c:d.img?cmb=0&size=1536M&lba=512&cache=off",
+            "emu:disk.img?cache=lossy",
             "emu:ram?size=1000000",
             "emu:null",
             "emu:./ram",

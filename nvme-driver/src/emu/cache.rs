@@ -13,6 +13,7 @@ use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
 use super::config::EmuError;
 use super::media::Media;
+use super::ranges::Ranges;
 use crate::mem::Mapping;
 
 /// Longest range whose old bytes are kept: the largest transfer.
@@ -71,6 +72,10 @@ impl Cache {
             next: 0,
             random: Xoshiro256PlusPlus::seed_from_u64(seed ^ 0x6361_6368_6520),
         })
+    }
+
+    pub(super) fn is_enabled(&self) -> bool {
+        self.enabled
     }
 
     /// Feature Volatile Write Cache. The caller has flushed.
@@ -199,26 +204,5 @@ impl Keep {
             Self::Below(n) => block < *n,
             Self::Each => random.next_u32() & 1 == 1,
         }
-    }
-}
-
-/// Byte ranges, merged where they touch.
-#[derive(Default)]
-struct Ranges(std::collections::BTreeMap<u64, u64>);
-
-impl Ranges {
-    fn covers(&self, at: u64) -> bool {
-        self.0.range(..=at).next_back().is_some_and(|(_, end)| at < *end)
-    }
-
-    fn add(&mut self, start: u64, len: u64) {
-        let (mut start, mut end) = (start, start + len);
-        while let Some((&s, &e)) = self.0.range(..=end).next_back()
-            && e >= start
-        {
-            self.0.remove(&s);
-            (start, end) = (start.min(s), end.max(e));
-        }
-        self.0.insert(start, end);
     }
 }

@@ -78,6 +78,10 @@ pub struct Config {
     pub volatile_cache: bool,
     /// Bytes of unflushed writes that the cache holds at most; the oldest are made durable beyond that.
     pub cache_bytes: usize,
+    /// Whether unflushed writes to an image stay in this process' memory, so that killing it loses them as a power cut
+    /// would. Otherwise they are in the image at once, and only [`power_cut`](super::EmulatedController::power_cut) loses them.
+    /// The image is read into memory as a whole.
+    pub lose_on_kill: bool,
     /// I/O submission queues, and as many completion queues: 1 to 255.
     pub io_queues: u16,
     /// Largest queue, in entries: 2 to 65,536 (CAP.MQES + 1).
@@ -108,6 +112,7 @@ impl Default for Config {
             pmr_size: 0,
             volatile_cache: true,
             cache_bytes: 32 << 20,
+            lose_on_kill: false,
             io_queues: 64,
             max_queue_entries: 1024,
             mdts: 7,

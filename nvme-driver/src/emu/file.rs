@@ -4,11 +4,11 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use io_uring::{IoUring, opcode, squeue, types};
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, SeekFrom};
 
 use super::config::EmuError;
 use crate::mem::Mapping;
@@ -20,6 +20,7 @@ const READ_MEMORY: usize = 16 << 20;
 
 /// An open image.
 pub(super) struct ImageFile {
+    path: PathBuf,
     file: File,
     ring: IoUring,
     /// Where reads under way put their bytes, slot by slot.
@@ -52,13 +53,45 @@ impl ImageFile {
             }
             (opened, _) => opened.map_err(fail("open"))?,
         };
-        let bytes = rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0)).map_err(io::Error::from);
+        let bytes = rustix::fs::seek(&file, SeekFrom::End(0)).map_err(io::Error::from);
         let bytes = bytes.map_err(fail("find its size"))?;
         let ring = IoUring::new(MOST_READS as u32).map_err(fail("set up io_uring"))?;
         let reads = (READ_MEMORY / transfer).clamp(1, MOST_READS);
         let slots = Mapping::anonymous(reads * transfer)?;
         let results = vec![0; reads];
-        Ok((Self { file, ring, slots, slot_len: transfer, under_way: 0, results }, bytes))
+        Ok((
+            Self { path: path.to_owned(), file, ring, slots, slot_len: transfer, under_way: 0, results },
+            bytes,
+        ))
+    }
+
+    /// Reads all data of the first `bytes` bytes to the same place in memory that is zeros; holes are left out.
+    pub(super) fn read_data(&mut self, bytes: u64, to: &Mapping) -> Result<(), EmuError> {
+        let fail = |path: &Path, source| EmuError::Image { path: path.to_owned(), what: "read", source };
+        let path = self.path.clone();
+        let mut at = 0;
+        while at < bytes {
+            let (data, hole) = match self.next_data(at) {
+                Ok(range) => range,
+                Err(e) if e.raw_os_error() == Some(libc::ENXIO) => break,
+                Err(e) => return Err(fail(&path, e)),
+            };
+            let end = hole.min(bytes);
+            let mut from = data;
+            while from < end {
+                let n = (end - from).min(self.slot_len as u64) as usize;
+                self.read(from, to, from as usize, n).map_err(|e| fail(&path, e))?;
+                from += n as u64;
+            }
+            at = hole;
+        }
+        Ok(())
+    }
+
+    /// Where data begins at or after `at`, and where it ends.
+    fn next_data(&self, at: u64) -> io::Result<(u64, u64)> {
+        let data = rustix::fs::seek(&self.file, SeekFrom::Data(at))?;
+        Ok((data, rustix::fs::seek(&self.file, SeekFrom::Hole(data))?))
     }
 
     /// The file's device and inode number.

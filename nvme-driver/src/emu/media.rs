@@ -1,4 +1,4 @@
-//! Where the namespace's bytes live: in memory, in a file, or nowhere.
+//! Where the namespace's bytes live: in memory, in a file, in both, or nowhere.
 //!
 //! All of them hand out or take bytes as a range of a [`Mapping`], so that data goes to the bus by one copy and no
 //! reference to shared memory is formed.
@@ -6,6 +6,7 @@
 use std::io;
 use std::sync::Arc;
 
+use super::buffered::Buffered;
 use super::config::{Backing, Config, EmuError};
 use super::file::ImageFile;
 use crate::mem::Mapping;
@@ -15,6 +16,7 @@ use crate::mem::Mapping;
 pub(super) enum Media {
     Ram(Arc<Mapping>),
     File(Box<ImageFile>),
+    Buffered(Box<Buffered>),
     Null,
 }
 
@@ -37,7 +39,11 @@ impl Media {
                         block: config.lba_size,
                     });
                 }
-                Ok((Self::File(Box::new(file)), bytes - bytes % block))
+                let bytes = bytes - bytes % block;
+                if config.lose_on_kill {
+                    return Ok((Self::Buffered(Box::new(Buffered::load(file, bytes)?)), bytes));
+                }
+                Ok((Self::File(Box::new(file)), bytes))
             }
             Backing::Null { bytes } => Ok((Self::Null, bytes - bytes % block)),
         }
@@ -53,6 +59,7 @@ impl Media {
         match self {
             Self::Ram(m) => m.copy_to(place(offset)?, to, at, len).map_err(io::Error::other),
             Self::File(f) => f.read(offset, to, at, len),
+            Self::Buffered(b) => b.memory.copy_to(place(offset)?, to, at, len).map_err(io::Error::other),
             Self::Null => Ok(()),
         }
     }
@@ -62,6 +69,10 @@ impl Media {
         match self {
             Self::Ram(m) => from.copy_to(at, m, place(offset)?, len).map_err(io::Error::other),
             Self::File(f) => f.write(offset, from, at, len),
+            Self::Buffered(b) => {
+                b.mark(offset, len as u64);
+                from.copy_to(at, &b.memory, place(offset)?, len).map_err(io::Error::other)
+            }
             Self::Null => Ok(()),
         }
     }
@@ -71,7 +82,19 @@ impl Media {
         match self {
             Self::Ram(m) => m.discard(place(offset)?, place(len)?).map_err(io::Error::other),
             Self::File(f) => f.zero(offset, len),
+            Self::Buffered(b) => {
+                b.mark(offset, len);
+                b.memory.discard(place(offset)?, place(len)?).map_err(io::Error::other)
+            }
             Self::Null => Ok(()),
+        }
+    }
+
+    /// Makes a range that was just written durable; others may become so too.
+    pub(super) fn sync_range(&mut self, offset: u64, len: u64) -> io::Result<()> {
+        match self {
+            Self::Buffered(b) => b.sync_range(offset, len),
+            _ => self.sync(),
         }
     }
 
@@ -79,6 +102,7 @@ impl Media {
     pub(super) fn sync(&mut self) -> io::Result<()> {
         match self {
             Self::File(f) => f.sync(),
+            Self::Buffered(b) => b.sync(),
             Self::Ram(_) | Self::Null => Ok(()),
         }
     }

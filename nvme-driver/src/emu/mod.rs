@@ -28,8 +28,9 @@
 //!
 //! Inside: `state` holds everything and resets it; `registers`, `doorbell`, `pci_config` and `msix` are what the host
 //! sees; `step` fetches, dispatches and completes; `data` and `sgl` find a command's data and `bus` moves it; `admin` and `io` are
-//! the command sets; `held` is what faults do to commands; `namespace`, `cache`, `media`, `file` and `reads` are the drive.
+//! the command sets; `held` is what faults do to commands; `namespace`, `cache`, `media`, `file`, `buffered` and `reads` are the drive.
 mod admin;
+mod buffered;
 mod bus;
 mod cache;
 mod config;
@@ -48,6 +49,7 @@ mod msix;
 mod namespace;
 mod pci_config;
 mod queue;
+mod ranges;
 mod reads;
 mod registers;
 mod sgl;

@@ -81,6 +81,7 @@ impl Namespace {
         self.effort += len as u64;
         match &mut self.media {
             Media::Ram(m) => Ok((m, offset as usize)),
+            Media::Buffered(b) => Ok((&b.memory, offset as usize)),
             other => {
                 other.read(offset, &self.bounce, 0, len)?;
                 Ok((&self.bounce, 0))
@@ -100,21 +101,22 @@ impl Namespace {
         if let Some(cache) = &mut self.cache {
             cache.before_write(&mut self.media, offset, len as u64, durable)?;
         }
-        if let Media::Ram(m) = &self.media {
-            return Ok((m, offset as usize));
+        match &mut self.media {
+            Media::Ram(m) => Ok((m, offset as usize)),
+            Media::Buffered(b) => {
+                b.mark(offset, len as u64);
+                Ok((&b.memory, offset as usize))
+            }
+            Media::File(_) | Media::Null => Ok((&self.bounce, 0)),
         }
-        Ok((&self.bounce, 0))
     }
 
     /// Writes what was put into the memory that [`prepare`](Self::prepare) returned.
     pub(super) fn store(&mut self, offset: u64, len: usize, durable: bool) -> io::Result<()> {
         if let Media::File(_) = self.media {
             self.media.write(offset, &self.bounce, 0, len)?;
-            if durable {
-                self.media.sync()?;
-            }
         }
-        Ok(())
+        self.settle(offset, len as u64, durable)
     }
 
     /// Makes a range read as zeros.
@@ -124,7 +126,15 @@ impl Namespace {
             cache.before_write(&mut self.media, offset, len, durable)?;
         }
         self.media.zero(offset, len)?;
-        if durable { self.media.sync() } else { Ok(()) }
+        self.settle(offset, len, durable)
+    }
+
+    /// Makes a range that was just written durable, if it has to be. Without a cache it has to be as durable as any
+    /// other completed write: in the image, if not on its disk.
+    fn settle(&mut self, offset: u64, len: u64, durable: bool) -> io::Result<()> {
+        let cached = self.cache.as_ref().is_some_and(Cache::is_enabled);
+        let in_memory_only = !cached && matches!(self.media, Media::Buffered(_));
+        if durable || in_memory_only { self.media.sync_range(offset, len) } else { Ok(()) }
     }
 
     /// Everything written so far becomes durable.
@@ -141,6 +151,7 @@ impl Namespace {
 fn identity(config: &Config, media: &Media) -> [u8; 16] {
     let file = match media {
         Media::File(f) => f.identity(),
+        Media::Buffered(b) => b.file.identity(),
         Media::Ram(_) | Media::Null => [0; 16],
     };
     // FNV-1a, twice with different starts.

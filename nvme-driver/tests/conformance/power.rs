@@ -145,10 +145,15 @@ fn random_power_cuts_leave_only_versions_that_were_there() {
         let file = tempfile::tempdir().unwrap();
         let path = file.path().join("disk.img");
         let namespace = match seed % 8 {
-            0 => Backing::File { path, create: Some(BLOCKS * 512) },
+            0 | 1 => Backing::File { path, create: Some(BLOCKS * 512) },
             _ => Backing::Ram { bytes: BLOCKS * 512 },
         };
-        let mut h = Host::with_queue_on(&Config { namespace, cache_bytes: 1 << 20, ..cached(seed) });
+        let mut h = Host::with_queue_on(&Config {
+            namespace,
+            cache_bytes: 1 << 20,
+            lose_on_kill: seed % 8 == 1,
+            ..cached(seed)
+        });
         // Per block, versions by number that it may hold; the last one is what it holds now. Version 0 is zeros.
         let mut versions: HashMap<u64, Vec<u64>> = (0..BLOCKS).map(|b| (b, vec![0])).collect();
         let mut writes = Vec::new();
