@@ -32,6 +32,20 @@ fn helper_process() {
             );
             server.unwrap().run().unwrap();
         }
+        // Serves until a line comes in; then the power is cut, and what was not flushed is lost.
+        "serve until power cut" => {
+            let device = nvme_driver::open(&args[1].parse().unwrap(), &Default::default()).unwrap();
+            let mut disk = device.disk().unwrap();
+            extent_fs::format(&mut disk, &Default::default()).unwrap();
+            let fs = extent_fs::Filesystem::mount(disk, Default::default()).unwrap();
+            let server = shm_api::server::Server::new(fs, common::options(Path::new(&args[0]), SMALL)).unwrap();
+            std::thread::spawn(move || {
+                std::io::stdin().read_line(&mut String::new()).unwrap();
+                device.emulated().unwrap().power_cut(nvme_driver::emu::PowerCut::LoseAll).unwrap();
+                std::process::exit(0);
+            });
+            server.run().unwrap();
+        }
         // Opens a write section, says so, and never ends it.
         "hold" => {
             let client = connect(Path::new(&args[0]));
@@ -233,6 +247,33 @@ fn a_killed_server_is_noticed_and_what_was_committed_is_there_afterwards() {
         assert!(matches!(mapped.write(0, &bytes), Err(ClientError::Gone(_))));
         assert!(matches!(client.stat("/"), Err(ClientError::Gone(_))));
     }
+}
+
+#[test]
+fn what_commit_acknowledged_survives_a_power_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("emu:{}?cmb=4M&size=64M", dir.path().join("disk.img").display());
+    let socket = dir.path().join("s");
+    let mut server = spawn("serve until power cut", &[socket.to_str().unwrap(), &url]);
+    let client = connect(&socket);
+    let file = client.open("/a", OpenMode::create()).unwrap();
+    let bytes: Vec<u8> = (0..300_000).map(|i: usize| (i * 31 + i / 4096 * 7) as u8).collect();
+    file.write_at(0, &bytes).unwrap();
+    assert_eq!(file.commit().unwrap().from_host, 0);
+    // Again in place, the other way: from the host cache.
+    client.revoke("/a").unwrap();
+    file.write_at(100_000, &bytes[..50_000]).unwrap();
+    assert!(file.commit().unwrap().from_host > 0);
+    file.write_at(200_000, &bytes[..10]).unwrap();
+    server.0.stdin.take().unwrap().write_all(b"now\n").unwrap();
+    server.0.wait().unwrap();
+    let mut fs = common::filesystem(&url);
+    let ino = fs.lookup("/a").unwrap();
+    let mut got = vec![0; 300_000];
+    assert_eq!(fs.read_at(ino, 0, &mut got).unwrap(), 300_000);
+    assert_eq!(got[..100_000], bytes[..100_000]);
+    assert_eq!(got[100_000..150_000], bytes[..50_000]);
+    assert_eq!(got[150_000..], bytes[150_000..], "what was not committed was lost, and nothing else");
 }
 
 #[test]
