@@ -165,3 +165,20 @@ fn a_peer_reads_a_window_from_the_cmb_until_it_is_revoked() {
     let status = client.status().unwrap();
     assert!(status.paths.iter().any(|p| p.path == "peer to peer" && p.bytes == 65_536), "{status:?}");
 }
+
+#[test]
+fn a_new_file_is_zeros_even_where_other_files_have_been() {
+    let serving = Serving::start(SMALL);
+    let client = serving.client();
+    let old = client.open("/old", OpenMode::create()).unwrap();
+    let bytes = vec![0xa5; 3 << 20];
+    old.write_at(0, &bytes).unwrap();
+    old.commit().unwrap();
+    client.revoke_all().unwrap();
+    let new = client.open("/new", OpenMode::create()).unwrap();
+    let mapped = new.map(0, 3 << 20).unwrap();
+    let mut got = vec![1; 3 << 20];
+    mapped.read(0, &mut got).unwrap();
+    assert!(got.iter().all(|&b| b == 0));
+    assert!(mapped.paths().cmb_reads > 0, "in pages that held the old file");
+}

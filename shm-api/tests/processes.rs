@@ -38,7 +38,8 @@ fn helper_process() {
             let mut disk = device.disk().unwrap();
             extent_fs::format(&mut disk, &Default::default()).unwrap();
             let fs = extent_fs::Filesystem::mount(disk, Default::default()).unwrap();
-            let server = shm_api::server::Server::new(fs, common::options(Path::new(&args[0]), SMALL)).unwrap();
+            let server =
+                shm_api::server::Server::new(fs, common::options(Path::new(&args[0]), SMALL)).unwrap();
             std::thread::spawn(move || {
                 std::io::stdin().read_line(&mut String::new()).unwrap();
                 device.emulated().unwrap().power_cut(nvme_driver::emu::PowerCut::LoseAll).unwrap();
@@ -64,6 +65,28 @@ fn helper_process() {
                 })
                 .unwrap();
             println!("\nfenced {}", mapped.paths().fenced);
+        }
+        // Opens a write section by hand, closes the connection, and lives on.
+        "hang up" => {
+            use nvme_driver::mem::{Access, Mapping};
+            use p2p::layout::{SectionKind, SectionState, SectionWord};
+            let raw = Raw::connect(Path::new(&args[0]));
+            let mut fds = raw.hello();
+            raw.send(Op::Open, &m::OpenRequest { flags: m::OPEN_READ | m::OPEN_WRITE, mode: 0 }, b"/a");
+            raw.receive().unwrap();
+            let map = m::MapRequest { handle: 1, offset: 0, len: 4096, flags: m::MAP_WRITE, reserved: 0 };
+            raw.send(Op::Map, &map, &[]);
+            let (reply, _) = raw.receive().unwrap();
+            let (body, tail) = reply.body::<m::MapReply>().unwrap();
+            let window = shm_api::protocol::records::windows(tail, body.count).unwrap()[0];
+            raw.send(Op::Fault, &m::FaultRequest { handle: 1, ..Default::default() }, &[]);
+            raw.receive().unwrap();
+            let slots = Mapping::from_fd(fds.remove(1), 0, 4096, Access::ReadWrite).unwrap();
+            let section = SectionWord::new(SectionState::Active, SectionKind::Write, window.slot, 1);
+            slots.u64_at(0).unwrap().store(section.word(), std::sync::atomic::Ordering::SeqCst);
+            drop(raw);
+            println!("\nready");
+            std::thread::sleep(Duration::from_secs(100));
         }
         // Writes and reads for ever.
         "work" => {
@@ -170,6 +193,20 @@ fn a_writer_that_is_killed_in_its_section_gives_everything_back() {
     let mut bytes = vec![0; WINDOW];
     client.open("/a", OpenMode::read()).unwrap().read_at(0, &mut bytes).unwrap();
     assert!(bytes[8192..].iter().all(|&b| b == 1));
+}
+
+/// A closed socket proves nothing about the process behind it: what it may still touch is not reused before it is dead.
+#[test]
+fn a_process_that_hangs_up_in_its_section_keeps_its_pages_until_it_is_dead() {
+    let serving = Serving::start(SMALL);
+    let client = serving.client();
+    file_of(&client, &[1; WINDOW]);
+    let (mut hung_up, _) = started("hang up", &[serving.socket.to_str().unwrap()]);
+    until("its windows are taken back", || client.status().unwrap().cmb_quarantined == WINDOW as u64);
+    assert_eq!(client.status().unwrap().clients, 1);
+    hung_up.0.kill().unwrap();
+    hung_up.0.wait().unwrap();
+    until("its pages come back", || client.status().unwrap().cmb_quarantined == 0);
 }
 
 #[test]
@@ -383,22 +420,21 @@ fn serving_fd() -> std::fs::File {
 #[test]
 fn descriptors_that_nobody_asked_for_are_closed() {
     let serving = Serving::start(SMALL);
-    let open =
-        || std::fs::read_dir("/proc/self/fd").unwrap().filter(|f| is_null(f.as_ref().unwrap())).count();
-    let null = serving_fd();
+    let path = serving.socket.with_extension("txt");
+    let file = std::fs::File::create(&path).unwrap();
+    let open = || {
+        let fds = std::fs::read_dir("/proc/self/fd").unwrap();
+        fds.filter(|fd| std::fs::read_link(fd.as_ref().unwrap().path()).is_ok_and(|to| to == path)).count()
+    };
     let before = open();
     let raw = Raw::connect(&serving.socket);
     raw.hello();
     let bytes = header::encode(Op::Info, false, 1, 1, &m::Empty {}, &[]).unwrap();
-    raw.socket.send(&bytes, &[null.as_fd(), null.as_fd()]).unwrap();
+    raw.socket.send(&bytes, &[file.as_fd(), file.as_fd()]).unwrap();
     let (message, _) = raw.receive().unwrap();
     assert_eq!(message.error().unwrap().code, ErrorCode::BadMessage);
     assert!(raw.is_closed());
     assert_eq!(open(), before);
-}
-
-fn is_null(entry: &std::fs::DirEntry) -> bool {
-    std::fs::read_link(entry.path()).is_ok_and(|to| to == Path::new("/dev/null"))
 }
 
 #[test]
