@@ -91,6 +91,11 @@ impl IoQueue {
         self.pair.reap(max, each)
     }
 
+    /// Whether the controller was reset since this queue was created: it is gone, and nothing in flight will come back.
+    pub fn is_gone(&self) -> bool {
+        self.epoch != self.controller.epoch()
+    }
+
     /// Resets the controller (unless another queue's owner just did) and creates this queue again. `abandoned` gets the
     /// token of every command that was in flight: what it did is unknown, but it does nothing any more, and its memory may be reused.
     pub fn recover(&mut self, abandoned: impl FnMut(u64)) -> Result<(), ControllerError> {

@@ -312,7 +312,7 @@ fn a_queue_that_cannot_be_deleted_takes_its_memory_back_by_a_reset() {
     assert_eq!(controller.epoch(), 1);
     let mut rig = rig;
     rig.read(0, 64).unwrap();
-    assert_eq!(rig.disk.recoveries().resets, 1, "the other queue notices, and is made again");
+    assert_eq!(rig.disk.recoveries().resets_elsewhere, 1, "the other queue notices, and is made again");
 }
 
 #[test]

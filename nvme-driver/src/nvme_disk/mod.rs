@@ -34,6 +34,8 @@ pub struct Recoveries {
     pub replays: u64,
     /// Controller resets that this disk asked for.
     pub resets: u64,
+    /// Resets that somebody else asked for, after which this disk's queue was made again.
+    pub resets_elsewhere: u64,
     /// Completions that made no sense.
     pub protocol_errors: u64,
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::transfer::ATTEMPTS;
 use super::{HEALTH, NvmeDisk};
 use crate::controller::ControllerError;
-use crate::disk::DiskError;
+use crate::disk::{DiskError, Op};
 use crate::queue::QueueError;
 
 /// Empty polls between two looks at the clock: of a real device, and of one that only moves when we poll it.
@@ -28,6 +28,19 @@ impl Watch {
     pub(super) fn restart(&mut self) {
         *self = Self::default();
     }
+}
+
+/// Why the controller is reset, and so which commands are to blame: those have used up one of their attempts.
+#[derive(Clone, Copy, Debug)]
+enum Cause {
+    /// Another queue's owner did it: none of ours.
+    Elsewhere,
+    /// The overdue ones.
+    Late,
+    /// A completion made no sense: perhaps any.
+    Protocol(QueueError),
+    /// The controller failed: perhaps because of any.
+    Failed,
 }
 
 impl NvmeDisk {
@@ -53,19 +66,19 @@ impl NvmeDisk {
     /// Looks at the clock, and at the controller if it is time. `true` if commands were dealt with.
     #[cold]
     pub(super) fn look(&mut self, error: &mut Option<DiskError>) -> Result<bool, DiskError> {
+        if self.queue.is_gone() {
+            // Another queue's owner reset the controller.
+            return self.reset(Cause::Elsewhere, error).map(|()| true);
+        }
         self.controller().clock().pause(Duration::ZERO);
         let now = self.controller().clock().now();
         let health = *self.watch.health.get_or_insert(now);
         if now.saturating_sub(health) >= HEALTH {
             self.watch.health = Some(now);
-            match self.controller().check() {
-                Ok(()) => {}
-                Err(ControllerError::Fatal { .. }) => return self.reset(None, error).map(|()| true),
-                Err(e) => {
-                    // Gone, or given up by another queue's owner: a reset says which, and makes sure of it.
-                    tracing::warn!("{}: {e}", self.name);
-                    return self.reset(None, error).map(|()| true);
-                }
+            // Failed, gone, or given up by another queue's owner: a reset helps, or makes sure that it is over.
+            if let Err(e) = self.controller().check() {
+                tracing::warn!("{}: {e}", self.name);
+                return self.reset(Cause::Failed, error).map(|()| true);
             }
         }
         let limit = self.controller().options().io_timeout;
@@ -82,7 +95,7 @@ impl NvmeDisk {
                 self.abort_late(error)
             }
             Some(since) if now.saturating_sub(since) < self.controller().options().abort_timeout => Ok(false),
-            Some(_) => self.reset(None, error).map(|()| true),
+            Some(_) => self.reset(Cause::Late, error).map(|()| true),
         }
     }
 
@@ -98,7 +111,7 @@ impl NvmeDisk {
             self.recoveries.aborts += 1;
             if let Err(e) = self.queue.controller().abort(qid, cid) {
                 tracing::warn!("{}: abort: {e}", self.name);
-                return self.reset(None, error).map(|()| true);
+                return self.reset(Cause::Late, error).map(|()| true);
             }
         }
         Ok(false)
@@ -113,12 +126,15 @@ impl NvmeDisk {
     ) -> Result<(), DiskError> {
         tracing::warn!("{}: {e}", self.name);
         self.recoveries.protocol_errors += 1;
-        self.reset(Some(e), error)
+        self.reset(Cause::Protocol(e), error)
     }
 
     /// Resets the controller and sends everything that was in flight again, but for what has been sent too often.
-    fn reset(&mut self, because: Option<QueueError>, error: &mut Option<DiskError>) -> Result<(), DiskError> {
-        self.recoveries.resets += 1;
+    fn reset(&mut self, cause: Cause, error: &mut Option<DiskError>) -> Result<(), DiskError> {
+        match cause {
+            Cause::Elsewhere => self.recoveries.resets_elsewhere += 1,
+            _ => self.recoveries.resets += 1,
+        }
         self.abandoned.clear();
         let abandoned = &mut self.abandoned;
         if let Err(e) = self.queue.recover(|token| abandoned.push(token)) {
@@ -127,10 +143,17 @@ impl NvmeDisk {
         self.watch.restart();
         let given_up = std::mem::take(&mut self.abandoned);
         for &token in &given_up {
+            let innocent = match cause {
+                Cause::Elsewhere => true,
+                Cause::Late => self.late.iter().all(|&(_, late)| late != token),
+                Cause::Protocol(_) | Cause::Failed => false,
+            };
             let token = token as usize;
-            let request = self.requests[token];
+            let request = &mut self.requests[token];
+            request.attempts -= u8::from(innocent);
+            let request = *request;
             let outcome = if request.attempts >= ATTEMPTS {
-                Err(self.too_often(request.op, request.lba, because))
+                Err(self.too_often(request.op, request.lba, cause))
             } else {
                 self.recoveries.replays += 1;
                 self.send(token)
@@ -145,8 +168,8 @@ impl NvmeDisk {
         Ok(())
     }
 
-    fn too_often(&self, op: crate::disk::Op, lba: u64, because: Option<QueueError>) -> DiskError {
-        if let Some(e) = because {
+    fn too_often(&self, op: Op, lba: u64, cause: Cause) -> DiskError {
+        if let Cause::Protocol(e) = cause {
             return DiskError::Protocol { op, lba, reason: e.to_string() };
         }
         let options = self.controller().options();
