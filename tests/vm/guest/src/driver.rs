@@ -14,7 +14,7 @@ use nvme_driver::queue::Data;
 use nvme_driver::vfio::{self, device_memory};
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::lab::{Case, Outcome, addresses, expect, open, pattern};
+use crate::lab::{Case, Outcome, addresses, expect, node_of, open, pattern};
 
 pub(crate) const CASES: &[(&str, Case)] = &[
     ("identify", identify),
@@ -468,19 +468,4 @@ pub(crate) fn hold_until_killed() -> Outcome {
             told = true;
         }
     }
-}
-
-/// The block device of a function's namespace, once the kernel has found it.
-fn node_of(address: nvme_driver::pci::PciAddress) -> Outcome<String> {
-    for _ in 0..500 {
-        let found = vfio::list()?.into_iter().find(|info| info.address == address);
-        if let Some(name) = found.and_then(|info| info.block_devices.first().cloned()) {
-            let node = format!("/dev/{name}");
-            if std::path::Path::new(&node).exists() {
-                return Ok(node);
-            }
-        }
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
-    Err("the kernel did not find the namespace".into())
 }

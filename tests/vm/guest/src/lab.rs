@@ -42,3 +42,18 @@ pub(crate) fn pattern(seed: u64, len: usize) -> Vec<u8> {
         })
         .collect()
 }
+
+/// The block device of a function's namespace, once the kernel has found it. Which drive is nvme0 is chance.
+pub(crate) fn node_of(address: PciAddress) -> Outcome<String> {
+    for _ in 0..500 {
+        let found = vfio::list()?.into_iter().find(|info| info.address == address);
+        if let Some(name) = found.and_then(|info| info.block_devices.first().cloned()) {
+            let node = format!("/dev/{name}");
+            if std::path::Path::new(&node).exists() {
+                return Ok(node);
+            }
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    Err("the kernel did not find the namespace".into())
+}
