@@ -7,8 +7,8 @@ const MAGIC: u32 = u32::from_le_bytes(*b"CFSC");
 /// Bytes of the header.
 pub(crate) const HEADER: usize = 64;
 const CRC_FROM: usize = 8;
-/// Longest chunk in blocks.
-pub(crate) const MAX_BLOCKS: u64 = 256;
+/// Longest chunk in blocks. A sync waits for at most one or two of them when a checkpoint is under way.
+pub(crate) const MAX_BLOCKS: u64 = 32;
 
 /// A chunk's place: first block and number of blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

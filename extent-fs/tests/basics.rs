@@ -214,3 +214,39 @@ fn a_full_disk_loses_nothing_and_unlink_works() {
         assert_eq!(fs.statfs(), total);
     }
 }
+
+#[test]
+fn changes_while_a_checkpoint_is_gathered() {
+    let mut disk = RamDisk::new(8 << 20);
+    format(&mut disk, &FormatOptions { log_bytes: Some(64 << 10), ..Default::default() }).unwrap();
+    let mut fs = Filesystem::mount(disk, MountOptions::default()).unwrap();
+    let name = |i: u32| format!("/{i:0>200}");
+    for i in 0..1500 {
+        fs.create(name(i), &NewInode::file()).unwrap();
+    }
+    // Later syncs change inodes that the checkpoint has not come to yet, and remove some.
+    for round in 0..300u32 {
+        let i = 1499 - (round * 7) % 1500;
+        if let Ok(f) = fs.lookup(name(i)) {
+            fs.write_at(f, 0, &round.to_le_bytes()).unwrap();
+        }
+        if round % 3 == 0 && fs.lookup(name(i)).is_ok() {
+            fs.rename(name(i), format!("/moved-{round}")).unwrap();
+        }
+        if round % 5 == 0 {
+            let _ = fs.unlink(name(1499 - (round * 11) % 1500));
+        }
+        fs.sync_all().unwrap();
+        if round % 20 == 19 {
+            assert_eq!(fs.verify(), []);
+            let copy = Filesystem::mount(fs.disk().clone(), MountOptions::default()).unwrap();
+            assert!(names(&copy, "/") == names(&fs, "/"), "round {round}");
+            let sizes = |fs: &Filesystem<RamDisk>| -> Vec<Stat> {
+                fs.readdir(ROOT).unwrap().iter().map(|e| fs.stat(e.ino).unwrap()).collect()
+            };
+            assert!(sizes(&copy) == sizes(&fs), "round {round}");
+        }
+    }
+    let report = check(&mut fs.disk().clone(), &CheckOptions::default()).unwrap();
+    assert!(report.is_clean() && report.generation > 3, "{report:?}");
+}
