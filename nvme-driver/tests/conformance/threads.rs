@@ -117,8 +117,10 @@ fn child_that_is_killed() {
         h.ok(1, Command::new(0, 1));
         h.ok(1, Command { prp1: at, ..Command::new(1, 1).with_blocks(1024, 8) });
         println!("\nflushed {version}");
-        while version == 40 {
-            std::thread::park();
+        if version == 40 {
+            loop {
+                std::thread::park();
+            }
         }
     }
 }
