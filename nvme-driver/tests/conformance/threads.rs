@@ -3,7 +3,6 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Command as Process, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 use nvme_driver::emu::{Backing, Config};
 use nvme_driver::mem::{Mapping, PAGE};
@@ -14,14 +13,13 @@ use crate::host::{Host, pattern, small};
 
 /// Waits for the next completion while another thread steps the controller.
 fn wait(h: &mut Host, qid: u16) -> Completion {
-    let start = Instant::now();
-    loop {
+    for _ in 0..1u64 << 28 {
         if let Some(done) = h.reap(qid) {
             return done;
         }
-        assert!(start.elapsed() < Duration::from_secs(60), "no completion");
         std::thread::yield_now();
     }
+    panic!("no completion on queue {qid}");
 }
 
 /// Whoever sees the phase tag sees the data and the rest of the entry.
