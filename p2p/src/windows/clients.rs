@@ -164,9 +164,6 @@ impl Windows {
             self.drop_hold(client.0, *index);
         }
         self.clients.remove(&client.0);
-        for out in &mut self.out {
-            out.claims.retain(|claim| !claim.is_client(client.0));
-        }
         for index in self.moving.clone() {
             if let Some(m) = self.window_mut(index).and_then(|w| w.moving.as_mut()) {
                 m.forget_client(client.0);
