@@ -1,4 +1,5 @@
 //! What a client can do with a server, one thing at a time.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 mod common;
 
@@ -181,4 +182,30 @@ fn a_new_file_is_zeros_even_where_other_files_have_been() {
     mapped.read(0, &mut got).unwrap();
     assert!(got.iter().all(|&b| b == 0));
     assert!(mapped.paths().cmb_reads > 0, "in pages that held the old file");
+}
+
+#[test]
+fn bytes_are_read_even_when_no_window_can_be_placed_anywhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("s");
+    let mut fs = common::filesystem("emu:ram?size=16M&cmb=0");
+    let bytes = pattern(150_000, 9);
+    let ino = fs.create("/a", &extent_fs::NewInode::file()).unwrap();
+    fs.write_at(ino, 0, &bytes).unwrap();
+    let options = shm_api::server::ServerOptions { host_cache: 0, ..common::options(&socket, SMALL) };
+    let server = shm_api::server::Server::new(fs, options).unwrap();
+    let stop = server.stop_handle();
+    let thread = std::thread::spawn(move || server.run());
+    let client = shm_api::client::Client::connect(&socket).unwrap();
+    assert!(client.cmb_access().unwrap_err().contains("no CMB"));
+    let mapped = client.open("/a", OpenMode::read()).unwrap().map_read(0, 150_000).unwrap();
+    let mut got = vec![0; 150_000];
+    mapped.read(0, &mut got).unwrap();
+    assert_eq!(got, bytes);
+    let paths = mapped.paths();
+    assert_eq!((paths.sent_reads, paths.sent_read_bytes), (3, 150_000), "{paths:?}");
+    let status = client.status().unwrap();
+    assert!(status.paths.iter().any(|p| p.path == "bounce"), "{status:?}");
+    stop.stop();
+    thread.join().unwrap().unwrap();
 }

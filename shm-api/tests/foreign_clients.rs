@@ -1,4 +1,5 @@
 //! Clients in other languages against a real server: the C header, and Python.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 mod common;
 

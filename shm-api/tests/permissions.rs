@@ -1,4 +1,5 @@
 //! P8: a client reads and writes only what its uid may open. Needs root, to become somebody else; says so when it is not.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Client and server processes that die, stop, or lie.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 mod common;
 
@@ -462,12 +463,12 @@ fn every_request_with_random_fields_is_answered_or_refused() {
         let flags = odd() as u32;
         match odd() % 10 {
             0 => {
-                raw.send(Op::Map, &m::MapRequest { handle, offset, len, flags: flags % 4, reserved: 0 }, &[])
+                raw.send(Op::Map, &m::MapRequest { handle, offset, len, flags: flags % 4, reserved: 0 }, &[]);
             }
             1 => raw.send(Op::Fault, &m::FaultRequest { handle, offset, flags, reserved: 0 }, &[]),
             2 => raw.send(Op::Read, &m::ReadRequest { handle, offset, len: len as u32, reserved: 0 }, &[]),
             3 => {
-                raw.send(Op::Commit, &m::CommitRequest { handle, offset, len, size: odd() % (1 << 21) }, &[])
+                raw.send(Op::Commit, &m::CommitRequest { handle, offset, len, size: odd() % (1 << 21) }, &[]);
             }
             4 => raw.send(Op::Truncate, &m::TruncateRequest { handle, size: offset % (1 << 21) }, &[]),
             5 => raw.send(Op::Unmap, &m::UnmapRequest { map: odd() % 10 }, &[]),
@@ -522,7 +523,7 @@ fn garbage_in_the_rings_and_slots_is_survived() {
             let at = random.next_u32() as usize % (4096 / 8) * 8;
             // Words that look like sections of windows that exist, and words that look like nothing.
             let value = if random.next_u32() % 2 == 0 {
-                random.next_u64() % (1 << 40) & !0b11 | random.next_u64() % 4
+                (random.next_u64() % (1 << 40)) & !0b11 | (random.next_u64() % 4)
             } else {
                 random.next_u64()
             };

@@ -1,4 +1,5 @@
 //! Encoding and decoding: what one side says the other understands, and anything else is refused with a typed error.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};

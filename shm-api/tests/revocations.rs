@@ -4,6 +4,7 @@
 //! the number after the section. Four reader processes check every word of every read: it belongs to this file and this place, and is neither older than what was
 //! published before the read nor newer than what was begun before its end. Meanwhile the windows are revoked from the CMB again and
 //! again; the pages they leave are filled at once with another file's bytes, and then the windows go back.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! The rings between a client and a server, without either.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -1,4 +1,5 @@
 //! SIGTERM ends a server in an orderly way. Without the test harness, because its threads would take the signal.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 mod common;
 

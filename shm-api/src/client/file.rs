@@ -190,7 +190,7 @@ impl File {
             mapped: u64::MAX,
         })?;
         let mut done = 0u64;
-        while offset + done < end as u64 {
+        while offset + done < end {
             let at = offset + done;
             let len = (self.piece() - at % self.piece()).min(from.len() as u64 - done);
             let mapped = self.map(at, len)?;

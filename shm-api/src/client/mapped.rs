@@ -178,7 +178,7 @@ impl Mapped {
                     let n = into.len() as u64;
                     self.count(|c| match home {
                         Home::Cmb => {
-                            (c.cmb_reads, c.cmb_read_bytes) = (c.cmb_reads + 1, c.cmb_read_bytes + n)
+                            (c.cmb_reads, c.cmb_read_bytes) = (c.cmb_reads + 1, c.cmb_read_bytes + n);
                         }
                         _ => (c.host_reads, c.host_read_bytes) = (c.host_reads + 1, c.host_read_bytes + n),
                     });
