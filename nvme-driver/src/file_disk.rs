@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -35,6 +35,9 @@ pub enum FileDiskError {
         /// The system's answer.
         source: io::Error,
     },
+    /// It is a block device that the kernel uses.
+    #[error("{} is mounted, or in use by another block device; unmount it first", .0.display())]
+    Mounted(PathBuf),
     /// It is neither a regular file nor a block device.
     #[error("{} is neither a regular file nor a block device", .0.display())]
     NoDisk(PathBuf),
@@ -86,7 +89,15 @@ impl FileDisk {
     /// Opens and locks `path`.
     pub fn open(path: &Path) -> Result<Self, FileDiskError> {
         let fail = |what| move |source| FileDiskError::Io { path: path.to_owned(), what, source };
-        let file = File::options().read(true).write(true).open(path).map_err(fail("open"))?;
+        let is_block = std::fs::metadata(path).is_ok_and(|m| m.file_type().is_block_device());
+        // On a block device O_EXCL means: not while it is mounted or part of something else.
+        let flags = if is_block { libc::O_EXCL } else { 0 };
+        let file = match File::options().read(true).write(true).custom_flags(flags).open(path) {
+            Err(e) if e.kind() == io::ErrorKind::ResourceBusy => {
+                return Err(FileDiskError::Mounted(path.to_owned()));
+            }
+            opened => opened.map_err(fail("open"))?,
+        };
         let lock = ImageLock::take(file.try_clone().map_err(fail("open"))?, path)?;
         Self::on(file, path, Arc::new(lock))
     }
@@ -109,7 +120,8 @@ impl FileDisk {
         if blocks == 0 {
             return Err(FileDiskError::TooSmall { path: path.to_owned(), bytes });
         }
-        let ring = IoUring::new(DEPTH as u32).map_err(fail("set up io_uring for"))?;
+        let ring = IoUring::new(DEPTH as u32)
+            .map_err(fail("set up io_uring (`sysctl kernel.io_uring_disabled` must say 0) for"))?;
         let geometry = Geometry {
             block_size: BLOCK,
             blocks,
