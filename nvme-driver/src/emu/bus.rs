@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::iommu::{DmaFault, Session, ignore, store_pair};
+use super::iommu::DmaFault;
+use super::session::{Session, ignore, store_pair};
 use crate::mem::Mapping;
 
 /// What answers at an address.

@@ -3,13 +3,13 @@
 //! One [`Domain`] is what one device lives behind. Every access is translated, permission is checked, and what fails is
 //! recorded as a fault. [`Domain::unmap`] waits for accesses in flight: when it returns, a late DMA faults.
 
-use std::cell::Cell;
 use std::collections::VecDeque;
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use super::session::Session;
 use crate::mem::{Access, Mapping, PAGE};
 use crate::pci::DmaAccess;
 
@@ -80,13 +80,14 @@ pub struct DomainCounters {
     pub mappings: u64,
 }
 
+/// One mapping.
 #[derive(Debug)]
-struct Entry {
-    iova: u64,
-    len: u64,
-    memory: Arc<Mapping>,
-    offset: usize,
-    access: DmaAccess,
+pub(super) struct Entry {
+    pub(super) iova: u64,
+    pub(super) len: u64,
+    pub(super) memory: Arc<Mapping>,
+    pub(super) offset: usize,
+    pub(super) access: DmaAccess,
 }
 
 /// The address space of one device.
@@ -219,6 +220,16 @@ impl Domain {
         }
     }
 
+    /// A session moved this many bytes.
+    pub(super) fn count(&self, read: u64, written: u64) {
+        if read != 0 {
+            self.bytes_read.fetch_add(read, Ordering::Relaxed);
+        }
+        if written != 0 {
+            self.bytes_written.fetch_add(written, Ordering::Relaxed);
+        }
+    }
+
     /// The latest faults, oldest first (64 are kept).
     pub fn faults(&self) -> Vec<DmaFault> {
         self.fault_list().iter().copied().collect()
@@ -228,7 +239,7 @@ impl Domain {
         self.faults.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn record(&self, fault: DmaFault) {
+    pub(super) fn record(&self, fault: DmaFault) {
         self.fault_count.fetch_add(1, Ordering::Relaxed);
         let mut list = self.fault_list();
         if list.len() == FAULTS_KEPT {
@@ -239,159 +250,7 @@ impl Domain {
 
     /// Several accesses under one lock: nothing is unmapped before the session is dropped.
     pub(crate) fn session(&self) -> Session<'_> {
-        Session {
-            domain: self,
-            table: self.table.read().unwrap_or_else(PoisonError::into_inner),
-            hint: Cell::new(0),
-            read: Cell::new(0),
-            written: Cell::new(0),
-        }
-    }
-}
-
-/// A run of accesses during which the mappings stand still.
-pub(crate) struct Session<'a> {
-    domain: &'a Domain,
-    table: RwLockReadGuard<'a, Vec<Entry>>,
-    /// Where the last address was found.
-    hint: Cell<usize>,
-    read: Cell<u64>,
-    written: Cell<u64>,
-}
-
-impl Session<'_> {
-    /// The memory behind `iova`, the offset in it, and how many bytes of `len` are contiguous there.
-    #[inline]
-    fn translate(&self, iova: u64, len: usize, write: bool) -> Result<(&Mapping, usize, usize), FaultReason> {
-        let inside = |e: &Entry| iova >= e.iova && iova - e.iova < e.len;
-        let entry = match self.table.get(self.hint.get()) {
-            Some(e) if inside(e) => e,
-            _ => {
-                let at = self
-                    .table
-                    .partition_point(|e| e.iova <= iova)
-                    .checked_sub(1)
-                    .ok_or(FaultReason::Unmapped)?;
-                let e = self.table.get(at).filter(|e| inside(e)).ok_or(FaultReason::Unmapped)?;
-                self.hint.set(at);
-                e
-            }
-        };
-        if write && !entry.access.writable() {
-            return Err(FaultReason::NotWritable);
-        }
-        if !write && !entry.access.readable() {
-            return Err(FaultReason::NotReadable);
-        }
-        let into = iova - entry.iova;
-        let room = usize::try_from(entry.len - into).unwrap_or(usize::MAX);
-        Ok((&entry.memory, entry.offset + into as usize, len.min(room)))
-    }
-
-    /// Walks a range piece by piece; `each` gets memory, offset in it, offset in the range, and length.
-    #[inline]
-    fn walk(
-        &self,
-        iova: u64,
-        len: usize,
-        write: bool,
-        mut each: impl FnMut(&Mapping, usize, usize, usize),
-    ) -> Result<(), DmaFault> {
-        let mut done = 0;
-        while done < len {
-            let at = iova.wrapping_add(done as u64);
-            match self.translate(at, len - done, write) {
-                Ok((memory, offset, n)) => {
-                    each(memory, offset, done, n);
-                    done += n;
-                }
-                Err(reason) => {
-                    let fault = DmaFault { iova: at, len: len - done, write, reason };
-                    self.domain.record(fault);
-                    return Err(fault);
-                }
-            }
-        }
-        let counter = if write { &self.written } else { &self.read };
-        counter.set(counter.get() + len as u64);
-        Ok(())
-    }
-
-    /// Whether the whole range may be accessed. A refusal is not recorded: see [`fault`](Self::fault).
-    pub(crate) fn check(&self, iova: u64, len: usize, write: bool) -> Result<(), DmaFault> {
-        let mut done = 0;
-        while done < len {
-            let at = iova.wrapping_add(done as u64);
-            match self.translate(at, len - done, write) {
-                Ok((_, _, n)) => done += n,
-                Err(reason) => return Err(DmaFault { iova: at, len: len - done, write, reason }),
-            }
-        }
-        Ok(())
-    }
-
-    pub(crate) fn fault(&self, fault: DmaFault) {
-        self.domain.record(fault);
-    }
-
-    pub(crate) fn read(&self, iova: u64, into: &mut [u8]) -> Result<(), DmaFault> {
-        self.walk(iova, into.len(), false, |memory, offset, done, n| {
-            ignore(memory.read(offset, &mut into[done..done + n]));
-        })
-    }
-
-    pub(crate) fn write(&self, iova: u64, from: &[u8]) -> Result<(), DmaFault> {
-        self.walk(iova, from.len(), true, |memory, offset, done, n| {
-            ignore(memory.write(offset, &from[done..done + n]));
-        })
-    }
-
-    pub(crate) fn copy_in(&self, iova: u64, from: &Mapping, at: usize, len: usize) -> Result<(), DmaFault> {
-        self.walk(iova, len, true, |memory, offset, done, n| {
-            ignore(from.copy_to(at + done, memory, offset, n));
-        })
-    }
-
-    pub(crate) fn copy_out(&self, iova: u64, to: &Mapping, at: usize, len: usize) -> Result<(), DmaFault> {
-        self.walk(iova, len, false, |memory, offset, done, n| {
-            ignore(memory.copy_to(offset, to, at + done, n));
-        })
-    }
-
-    /// Writes 16 bytes at a 16-byte aligned address so that whoever sees the second half sees the first.
-    pub(crate) fn publish(&self, iova: u64, words: [u64; 2]) -> Result<(), DmaFault> {
-        self.walk(iova, 16, true, |memory, offset, _, n| {
-            if n == 16 && offset % 8 == 0 {
-                store_pair(memory, offset, words);
-            }
-        })
-    }
-}
-
-/// Stores two words, the second with release order.
-pub(crate) fn store_pair(memory: &Mapping, offset: usize, words: [u64; 2]) {
-    if let (Ok(first), Ok(second)) = (memory.u64_at(offset), memory.u64_at(offset + 8)) {
-        first.store(words[0], Ordering::Relaxed);
-        second.store(words[1], Ordering::Release);
-    }
-}
-
-impl Drop for Session<'_> {
-    fn drop(&mut self) {
-        if self.read.get() != 0 {
-            self.domain.bytes_read.fetch_add(self.read.get(), Ordering::Relaxed);
-        }
-        if self.written.get() != 0 {
-            self.domain.bytes_written.fetch_add(self.written.get(), Ordering::Relaxed);
-        }
-    }
-}
-
-/// Ranges were checked when they were mapped, so an access inside one cannot fail; overlap with the device's own memory
-/// can (a mapping copied onto itself), and then nothing is moved.
-pub(crate) fn ignore(result: Result<(), crate::mem::OutOfRange>) {
-    if let Err(e) = result {
-        tracing::debug!("emulated DMA skipped: {e}");
+        Session::new(self, self.table.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

@@ -27,7 +27,7 @@
 //! * [`PowerCut`]: what becomes of unflushed writes
 //!
 //! Inside: `state` holds everything and resets it; `registers`, `doorbell`, `pci_config` and `msix` are what the host
-//! sees; `step` fetches, dispatches and completes; `data` and `sgl` find a command's data and `bus` moves it; `admin` and `io` are
+//! sees; `step` fetches, dispatches and completes; `data` and `sgl` find a command's data, `bus` and `session` move it; `admin` and `io` are
 //! the command sets; `held` is what faults do to commands; `namespace`, `cache`, `media`, `file`, `buffered` and `reads` are the drive.
 mod admin;
 mod buffered;
@@ -52,6 +52,7 @@ mod queue;
 mod ranges;
 mod reads;
 mod registers;
+mod session;
 mod sgl;
 mod state;
 mod step;

@@ -10,13 +10,13 @@ use super::counters::Counters;
 use super::data::{CmbUse, Pointers};
 use super::faults::{Armed, Stuck};
 use super::held::Held;
-use super::iommu::Session;
 use super::msix::Msix;
 use super::namespace::Namespace;
 use super::pci_config::ConfigSpace;
 use super::queue::{Cq, Sq};
 use super::reads::Reads;
 use super::registers::Registers;
+use super::session::Session;
 use crate::mem::{Access, MapError, Mapping, PAGE};
 use crate::spec::regs::{Cc, Csts, DOORBELLS};
 
