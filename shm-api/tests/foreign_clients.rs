@@ -20,7 +20,7 @@ fn pattern(len: usize) -> Vec<u8> {
 fn has(program: &str) -> bool {
     let found = Command::new(program).arg("--version").output().is_ok_and(|o| o.status.success());
     if !found {
-        eprintln!("skipped: this machine has no {program}");
+        common::skip("foreign_clients", &format!("this machine has no {program}"));
     }
     found
 }

@@ -114,7 +114,7 @@ fn helper_process() {
 #[test]
 fn a_stranger_gets_what_its_uid_may_open_and_is_told_why() {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: only root can become somebody else");
+        common::skip("permissions", "only root can become somebody else");
         return;
     }
     let serving = Serving::start(SMALL);

@@ -122,3 +122,14 @@ pub fn connect(socket: &Path) -> Client {
     });
     client.unwrap()
 }
+
+/// Notes for `tests/run` that a test cannot run on this machine.
+pub fn skip(test: &str, why: &str) {
+    eprintln!("{test} skipped: {why}");
+    if let Some(path) = std::env::var_os("CMBFS_SKIPS")
+        && let Ok(mut file) = std::fs::OpenOptions::new().append(true).open(path)
+    {
+        use std::io::Write;
+        let _ = writeln!(file, "shm-api {test}: {why}");
+    }
+}
