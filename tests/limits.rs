@@ -149,3 +149,17 @@ fn a_full_cmb_only_changes_the_path() {
         assert!(out.stdout == files[n], "file {n} differs: {}", String::from_utf8_lossy(&out.stderr));
     }
 }
+
+#[test]
+fn a_mistyped_name_creates_no_image() {
+    let lab = lab();
+    for args in [
+        &["ls", "emu:typo.img", "/"][..],
+        &["check", "emu:typo.img"],
+        &["serve", "emu:typo.img", "--socket", "s"],
+    ] {
+        let said = lab.fails(1, args).stderr;
+        assert!(said.contains("typo.img"), "{said}");
+    }
+    assert!(!lab.path("typo.img").exists());
+}

@@ -1,10 +1,11 @@
 //! `cmbfs demo`: the whole mission in one run.
 //!
-//! * `story`: what happens, step by step
+//! * `story`: what happens, step by step; `acts`: the steps while the server runs
 //! * `scene`: the folder and the processes, and that nothing of them stays
 //! * `server`, `reader`: what those processes do
 //! * `expected`: the bytes that must be there
 //! * `sample`, `latency`: the file made when none is given; checksums; how long reads took
+mod acts;
 mod expected;
 mod latency;
 mod reader;
