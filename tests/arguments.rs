@@ -18,6 +18,16 @@ const WRONG: &[(&[&str], &str)] = &[
     (&["mkfs", "emu:x.img?colour=red"], "colour"),
     (&["identify"], "DEVICE"),
     (&["identify", "floppy:a"], "floppy"),
+    (&["devices", "extra"], "extra"),
+    (&["bind"], "ADDR"),
+    (&["bind", "somewhere"], "somewhere"),
+    (&["bind", "0000:01:00.8"], "0000:01:00.8"),
+    (&["unbind"], "ADDR"),
+    (&["unbind", "0000:01:00.0", "extra"], "extra"),
+    (&["emulate"], "IMAGE"),
+    (&["emulate", "x.img"], "--socket"),
+    (&["emulate", "x.img?colour=red", "--socket", "s"], "colour"),
+    (&["emulate", "", "--socket", "s"], "missing"),
     (&["put"], "DEVICE"),
     (&["put", "emu:x.img"], "LOCAL PATH"),
     (&["put", "emu:x.img", "local"], "PATH"),
@@ -85,8 +95,8 @@ fn every_subcommand_explains_itself() {
     let lab = lab();
     let all = String::from_utf8(lab.ok(&["--help"])).unwrap();
     for name in [
-        "mkfs", "identify", "put", "get", "ls", "cat", "stat", "rm", "mkdir", "mv", "serve", "status",
-        "revoke", "check", "demo",
+        "mkfs", "identify", "devices", "bind", "unbind", "emulate", "put", "get", "ls", "cat", "stat", "rm",
+        "mkdir", "mv", "serve", "status", "revoke", "check", "demo",
     ] {
         assert!(all.contains(name), "--help does not list {name}");
         let help = String::from_utf8(lab.ok(&[name, "--help"])).unwrap();

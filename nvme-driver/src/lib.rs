@@ -35,5 +35,5 @@ pub mod url;
 pub mod vfio;
 pub mod vfio_user;
 
-pub use open::{Device, OpenError, OpenOptions, open};
+pub use open::{Device, EmulatedDrive, OpenError, OpenOptions, open, open_emulated};
 pub use ranges::NotAllocated;

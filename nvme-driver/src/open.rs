@@ -108,9 +108,8 @@ pub fn open(url: &DeviceUrl, options: &OpenOptions) -> Result<Device, OpenError>
     };
     let kind = match url {
         DeviceUrl::Emulated(emulated) => {
-            let (config, lock) = emulated_config(emulated)?;
-            let emulated = EmulatedController::new(&config)?;
-            nvme(emulated.function(), Some(emulated), lock)?
+            let EmulatedDrive { controller, lock } = open_emulated(emulated)?;
+            nvme(controller.function(), Some(controller), lock)?
         }
         DeviceUrl::File(path) => Kind::File(Box::new(FileDisk::open(path)?)),
         DeviceUrl::Pci(address) => {
@@ -124,8 +123,18 @@ pub fn open(url: &DeviceUrl, options: &OpenOptions) -> Result<Device, OpenError>
     Ok(Device { url: url.clone(), kind })
 }
 
-/// The configuration of the controller that the URL names, and the lock on its image, which exists from here on.
-fn emulated_config(url: &EmulatedUrl) -> Result<(Config, Option<Arc<ImageLock>>), OpenError> {
+/// An emulated controller that no driver has taken up.
+#[derive(Debug)]
+pub struct EmulatedDrive {
+    /// The controller.
+    pub controller: Arc<EmulatedController>,
+    /// What keeps other processes from its image; to be held as long as the controller.
+    pub lock: Option<Arc<ImageLock>>,
+}
+
+/// Makes the emulated controller that `url` names, without bringing it up: to be served to others. An image that does not
+/// exist is created.
+pub fn open_emulated(url: &EmulatedUrl) -> Result<EmulatedDrive, OpenError> {
     let bytes = url.size.unwrap_or(DEFAULT_SIZE);
     let mut lock = None;
     let namespace = match &url.backing {
@@ -144,7 +153,7 @@ fn emulated_config(url: &EmulatedUrl) -> Result<(Config, Option<Arc<ImageLock>>)
         lose_on_kill: url.lossy,
         ..Config::default()
     };
-    Ok((config, lock))
+    Ok(EmulatedDrive { controller: EmulatedController::new(&config)?, lock })
 }
 
 /// Opens or creates an image and locks it; a new (or empty) one gets its size only under the lock.

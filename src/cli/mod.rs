@@ -4,10 +4,13 @@
 //! * `failure`, `hints`: errors as one readable line and what to do about it
 //! * `units`, `progress`: sizes and times as people read them, progress bars
 //! * `demo`: the whole mission in one run
+mod bind;
 mod cat;
 mod check;
 mod demo;
 mod device;
+mod devices;
+mod emulate;
 mod failure;
 mod get;
 mod hints;
@@ -60,6 +63,10 @@ struct Cli {
 enum Command {
     Mkfs(mkfs::Mkfs),
     Identify(identify::Identify),
+    Devices(devices::Devices),
+    Bind(bind::Bind),
+    Unbind(bind::Unbind),
+    Emulate(emulate::Emulate),
     Put(put::Put),
     Get(get::Get),
     Ls(ls::Ls),
@@ -92,6 +99,10 @@ fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Mkfs(c) => c.run(),
         Command::Identify(c) => c.run(),
+        Command::Devices(c) => c.run(),
+        Command::Bind(c) => c.run(),
+        Command::Unbind(c) => c.run(),
+        Command::Emulate(c) => c.run(),
         Command::Put(c) => c.run(),
         Command::Get(c) => c.run(),
         Command::Ls(c) => c.run(),

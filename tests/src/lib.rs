@@ -105,7 +105,16 @@ impl Lab {
     pub fn serve(&self, device: &str, socket: &str, options: &[&str]) -> Server {
         let mut args = vec!["serve", device, "--socket", socket];
         args.extend_from_slice(options);
-        let mut child = self.command(&args).stderr(Stdio::inherit()).spawn().unwrap();
+        self.start(&args)
+    }
+
+    /// Starts `cmbfs emulate IMAGE --socket SOCK` and waits until it says that it serves.
+    pub fn emulate(&self, image: &str, socket: &str) -> Server {
+        self.start(&["emulate", image, "--socket", socket])
+    }
+
+    fn start(&self, args: &[&str]) -> Server {
+        let mut child = self.command(args).stderr(Stdio::inherit()).spawn().unwrap();
         let mut output = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         output.read_line(&mut line).unwrap();

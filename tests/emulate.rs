@@ -1,0 +1,143 @@
+//! A drive in a process of its own: `cmbfs emulate`, used over vfio-user; killed, stopped, refused, taken up again.
+
+use std::time::Duration;
+
+use cmbfs_tests::{Lab, pattern, seeded};
+use rand_xoshiro::rand_core::Rng;
+
+const IMAGE: &str = "disk.img?cmb=4M&size=128M";
+const DRIVE: &str = "vfio-user:run/cntrl";
+
+fn lab() -> Lab {
+    let lab = Lab::new(env!("CARGO_BIN_EXE_cmbfs"));
+    std::fs::create_dir(lab.path("run")).unwrap();
+    lab
+}
+
+#[test]
+fn identify_says_over_vfio_user_what_it_says_directly() {
+    let lab = lab();
+    let identify = |device: &str| -> serde_json::Value {
+        serde_json::from_slice(&lab.ok(&["identify", "--json", device])).unwrap()
+    };
+    let direct = identify("emu:disk.img?cmb=4M&size=128M&lba=512&cache=off");
+    let emulate = lab.emulate("disk.img?cmb=4M&lba=512&cache=off", "run/cntrl");
+    // More than one client, one after the other.
+    for _ in 0..2 {
+        let remote = identify(DRIVE);
+        for what in ["bytes", "block_size", "volatile_write_cache", "can_deallocate", "max_transfer"] {
+            assert_eq!(remote[what], direct[what], "{what}");
+        }
+        assert_eq!(remote["controller"], direct["controller"]);
+        for what in ["bytes", "bar", "bar_offset", "read_data", "write_data", "submission_queues", "lists"] {
+            assert_eq!(remote["cmb"][what], direct["cmb"][what], "{what}");
+        }
+    }
+    assert!(String::from_utf8(lab.ok(&["identify", DRIVE])).unwrap().contains("CMB"));
+    assert_eq!(emulate.stop(), Some(0), "it did not end cleanly on SIGTERM");
+    assert!(!lab.path("run/cntrl").exists(), "the socket was left behind");
+}
+
+#[test]
+fn what_is_put_over_vfio_user_is_got_back_and_is_in_the_image() {
+    let lab = lab();
+    let emulate = lab.emulate(&format!("emu:{IMAGE}"), "run/cntrl");
+    lab.ok(&["mkfs", DRIVE]);
+    let sizes = [0, 1, 4097, 1_048_577, 9_000_001];
+    for (seed, size) in sizes.into_iter().enumerate() {
+        let bytes = pattern(seed as u64, size);
+        lab.file("in", &bytes);
+        let path = format!("/f{size}");
+        lab.ok(&["put", DRIVE, "in", &path]);
+        lab.ok(&["get", DRIVE, &path, "out"]);
+        assert!(std::fs::read(lab.path("out")).unwrap() == bytes, "get of {size} bytes differs");
+    }
+    // The whole stack on it: through the drive's CMB, and after that was taken back.
+    let server = lab.serve(DRIVE, "s", &[]);
+    for round in 0..2 {
+        for (seed, size) in sizes.into_iter().enumerate() {
+            let got = lab.ok(&["cat", "--socket", "s", &format!("/f{size}")]);
+            assert!(got == pattern(seed as u64, size), "{size} bytes differ in round {round}");
+        }
+        lab.ok(&["revoke", "--socket", "s"]);
+    }
+    assert_eq!(server.stop(), Some(0));
+    assert_eq!(emulate.stop(), Some(0));
+    for (seed, size) in sizes.into_iter().enumerate() {
+        let got = lab.ok(&["cat", &format!("emu:{IMAGE}"), &format!("/f{size}")]);
+        assert!(got == pattern(seed as u64, size), "{size} bytes differ in the image");
+    }
+    lab.ok(&["check", &format!("emu:{IMAGE}")]);
+}
+
+#[test]
+fn a_drive_that_is_killed_is_an_error_and_what_was_put_is_there_with_the_next() {
+    let (seed, mut random) = seeded(31);
+    let lab = lab();
+    let mut emulate = lab.emulate(IMAGE, "run/cntrl");
+    lab.ok(&["mkfs", DRIVE]);
+    let mut kept = pattern(0, 2_000_000);
+    lab.file("in", &kept);
+    lab.ok(&["put", DRIVE, "in", "/f"]);
+    for round in 1..=4 {
+        let next = pattern(round, 8_000_000);
+        lab.file("in", &next);
+        let put = lab.command(&["put", DRIVE, "in", "/f"]).spawn().unwrap();
+        std::thread::sleep(Duration::from_micros(random.next_u64() % 60_000));
+        emulate.kill(); // leaves its socket behind
+        let out = put.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&out.stderr);
+        match out.status.code() {
+            Some(0) => kept = next.clone(), // it was faster
+            Some(1) => {
+                let typed =
+                    said.lines().any(|line| line.starts_with("cmbfs: ")) && !said.contains("panicked");
+                assert!(typed, "seed {seed}, round {round}: {said}");
+            }
+            other => panic!("seed {seed}, round {round}: ended with {other:?}: {said}"),
+        }
+        emulate = lab.emulate(IMAGE, "run/cntrl");
+        lab.ok(&["check", DRIVE]);
+        let got = lab.ok(&["cat", DRIVE, "/f"]);
+        assert!(
+            got == kept || got == next,
+            "seed {seed}, round {round}: neither the old file nor the new one"
+        );
+        kept = got;
+    }
+    assert_eq!(emulate.stop(), Some(0));
+    assert!(lab.fails(1, &["identify", DRIVE]).stderr.contains("run/cntrl"));
+}
+
+#[test]
+fn a_drive_in_use_and_a_socket_in_use_are_refused() {
+    let lab = lab();
+    let emulate = lab.emulate(IMAGE, "run/cntrl");
+    let holder = emulate.pid().to_string();
+    for args in [&["emulate", IMAGE, "--socket", "run/other"][..], &["identify", "emu:disk.img"]] {
+        let said = lab.fails(1, args).stderr;
+        assert!(said.contains(&holder), "{args:?} does not name process {holder}:\n{said}");
+    }
+    let said = lab.fails(1, &["emulate", "ram?size=1M", "--socket", "run/cntrl"]).stderr;
+    assert!(said.contains("run/cntrl"), "{said}");
+    lab.fails(1, &["emulate", "ram?size=1M", "--socket", "no/such/folder/cntrl"]);
+    lab.file("plain", b"not a socket");
+    lab.fails(1, &["emulate", "ram?size=1M", "--socket", "plain"]);
+    assert_eq!(std::fs::read(lab.path("plain")).unwrap(), b"not a socket");
+    lab.ok(&["identify", DRIVE]);
+}
+
+#[test]
+fn the_machines_functions_are_listed_and_others_are_not_touched() {
+    let lab = lab();
+    let list: serde_json::Value = serde_json::from_slice(&lab.ok(&["devices", "--json"])).unwrap();
+    let rows = list.as_array().unwrap();
+    let text = String::from_utf8(lab.ok(&["devices"])).unwrap();
+    for row in rows {
+        assert!(text.contains(row["address"].as_str().unwrap()), "{row}\n{text}");
+    }
+    for command in ["bind", "unbind"] {
+        let said = lab.fails(1, &[command, "ffff:ff:1f.7"]).stderr;
+        assert!(said.contains("ffff:ff:1f.7"), "{said}");
+    }
+}
