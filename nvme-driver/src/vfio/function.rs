@@ -1,5 +1,8 @@
 //! [`PciFunction`] over `/dev/vfio`.
-#![expect(unsafe_code, reason = "handing eventfds over to vfio-ioctls, which takes its own type")]
+#![expect(
+    unsafe_code,
+    reason = "handing eventfds over to vfio-ioctls, which takes its own type, and closing its device in its stead"
+)]
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -46,7 +49,7 @@ pub struct VfioFunction {
     name: String,
     sysfs: Sysfs,
     address: PciAddress,
-    /// Dropped by hand, see `Drop`; before `container`.
+    /// Never dropped, only closed: see `Drop`.
     device: ManuallyDrop<VfioDevice>,
     container: Arc<VfioContainer>,
     /// BARs 0 to 5, the ROM, and config space, by VFIO's region index.
@@ -412,12 +415,17 @@ impl Drop for VfioFunction {
     fn drop(&mut self) {
         // Off, so that nothing in flight outlives the mappings; an error means that the function is gone, which is as good.
         let _ = self.set_bus_master(false);
-        if self.sysfs.group(self.address).is_some() {
-            // SAFETY: not used again.
-            unsafe { ManuallyDrop::drop(&mut self.device) };
-        } else {
-            // The crate's `Drop` panics when the function has left sysfs. Its descriptor is leaked instead; the kernel has let go of the device.
-            tracing::warn!("{} left while it was open", self.name);
+        let dma = std::mem::take(self.dma.get_mut().unwrap_or_else(PoisonError::into_inner));
+        for (iova, mapped) in dma {
+            // Held on to until the container is closed if this fails: the kernel has the pages pinned.
+            let _ = self.container.vfio_dma_unmap(iova, mapped.len as usize);
         }
+        // The crate's `Drop` of its device is not run: it panics when the function has left sysfs (surprise removal), and complains when a
+        // mapped BAR is still in use somewhere. Closing the descriptors is all that the kernel needs; a mapped BAR keeps the device
+        // until it is unmapped.
+        // SAFETY: the descriptor belongs to `device`, which is never dropped nor used again.
+        drop(unsafe { OwnedFd::from_raw_fd(self.device.as_raw_fd()) });
+        // SAFETY: `device` holds one count of this very `Arc` (it was made with a clone of it), which it will never give up itself.
+        unsafe { Arc::decrement_strong_count(Arc::as_ptr(&self.container)) };
     }
 }

@@ -10,7 +10,7 @@
 //! Groups, containers, region descriptions with their sparse areas, interrupts and exact unmapping come from that crate.
 //! Four things do not fit and are done here: it maps DMA memory readable *and* writable always (we map read-only peers); its
 //! `reset`, `region_read` and `region_write` swallow errors; it has no `VFIO_IOMMU_GET_INFO`, so no IOVA ranges; and dropping
-//! its `VfioDevice` panics when the function has left sysfs by then (surprise removal), which [`VfioFunction`] avoids.
+//! its `VfioDevice` panics when the function has left sysfs by then (surprise removal), so [`VfioFunction`] closes it by hand.
 //!
 //! The iommufd path (`/dev/vfio/devices`, VFIO cdev) is not used: no kernel that Debian ships builds iommufd, so it could not be run.
 pub mod device_memory;

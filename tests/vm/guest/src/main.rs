@@ -4,6 +4,7 @@
 //! our emulated controller, served over vfio-user. See `tests/vm/run`.
 //!
 //! * `lab`: finding the drives and taking them
+//! * `stack`: the `cmbfs` command on QEMU's drive
 //! * `linux`: the kernel's own driver on our controller
 //! * `driver`: our driver on top: I/O, CMB, peer to peer, interrupts, reset
 //! * `function`: the PCI function over VFIO: config space, BARs, DMA mappings, reset, bind and unbind
@@ -13,12 +14,13 @@ mod driver;
 mod function;
 mod lab;
 mod linux;
+mod stack;
 
 use lab::Case;
 
 fn group(name: &str) -> Option<Vec<(&'static str, Case)>> {
     Some(match name {
-        "vfio" | "vfio-newer" => [function::CASES, driver::CASES].concat(),
+        "vfio" | "vfio-newer" => [function::CASES, driver::CASES, stack::CASES].concat(),
         "linux" => linux::CASES.to_vec(),
         "reboot" => linux::REBOOT_CASES.to_vec(),
         _ => return None,

@@ -1,0 +1,79 @@
+//! The whole stack on QEMU's drive, through the `cmbfs` command: mkfs, put, serve, read by a client, revoke, remount, check.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nvme_driver::vfio;
+
+use crate::lab::{Case, Outcome, addresses, expect, pattern};
+
+pub(crate) const CASES: &[(&str, Case)] = &[("whole-stack", whole_stack)];
+
+/// Runs `cmbfs` and gives back what it printed; a failure is an error with its output.
+fn cmbfs(args: &[&str]) -> Outcome<Vec<u8>> {
+    let out = Command::new("/bin/cmbfs").args(args).output()?;
+    let said = String::from_utf8_lossy(&out.stderr);
+    if !said.is_empty() {
+        println!("cmbfs {}: {}", args.join(" "), said.trim_end());
+    }
+    expect(out.status.success(), format!("cmbfs {} failed: {} {said}", args.join(" "), out.status))?;
+    Ok(out.stdout)
+}
+
+/// A server process; killed when dropped.
+struct Server(Child);
+
+impl Server {
+    fn start(device: &str, socket: &str) -> Outcome<Self> {
+        let child = Command::new("/bin/cmbfs")
+            .args(["serve", device, "--socket", socket])
+            .stdout(Stdio::null())
+            .spawn()?;
+        let mut server = Self(child);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !Path::new(socket).exists() {
+            expect(server.0.try_wait()?.is_none(), "the server ended")?;
+            expect(Instant::now() < deadline, "the server does not listen")?;
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(server)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn whole_stack() -> Outcome {
+    let address = addresses()?[0];
+    vfio::bind(address)?;
+    let device = format!("pci:{address}");
+    let bytes = pattern(77, 700_000);
+    std::fs::write("/tmp/local", &bytes)?;
+    println!("{}", String::from_utf8_lossy(&cmbfs(&["identify", &device])?));
+    cmbfs(&["mkfs", &device, "--force"])?;
+    cmbfs(&["put", &device, "/tmp/local", "/one"])?;
+    expect(cmbfs(&["cat", &device, "/one"])? == bytes, "read directly: differs")?;
+    {
+        let _server = Server::start(&device, "/tmp/sock")?;
+        expect(
+            cmbfs(&["cat", "--socket", "/tmp/sock", "/one"])? == bytes,
+            "read through the server: differs",
+        )?;
+        cmbfs(&["revoke", "--socket", "/tmp/sock", "/one"])?;
+        expect(
+            cmbfs(&["cat", "--socket", "/tmp/sock", "/one"])? == bytes,
+            "read after a revocation: differs",
+        )?;
+        cmbfs(&["put", "--socket", "/tmp/sock", "/tmp/local", "/two"])?;
+        println!("{}", String::from_utf8_lossy(&cmbfs(&["status", "--socket", "/tmp/sock"])?));
+        // The server is killed here, not shut down.
+    }
+    println!("{}", String::from_utf8_lossy(&cmbfs(&["check", &device])?));
+    expect(cmbfs(&["cat", &device, "/one"])? == bytes, "after a remount: differs")?;
+    expect(cmbfs(&["cat", &device, "/two"])? == bytes, "put through the server, after a remount: differs")
+}
