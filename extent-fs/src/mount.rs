@@ -30,7 +30,7 @@ const MIN_LOG_BLOCKS: u64 = 16;
 pub struct FormatOptions {
     /// Identity; by default random.
     pub uuid: Option<[u8; 16]>,
-    /// Size of the log in bytes, at least 64 KiB; by default 1/64 of the device, at least 256 KiB and at most 256 MiB.
+    /// Size of the log in bytes, at least 64 KiB; by default 1/64 of the device, at least 256 KiB and at most 64 MiB.
     pub log_bytes: Option<u64>,
     /// Owner, group and mode of the root directory.
     pub root: crate::names::NewInode,
@@ -116,7 +116,7 @@ pub fn format<D: Disk>(disk: &mut D, options: &FormatOptions) -> Result<(), FsEr
         return unsuitable(&io, "it is larger than the format allows".to_owned());
     }
     let log_blocks = match options.log_bytes {
-        None => (blocks / 64).clamp(64, MAX_LOG_BLOCKS).min(blocks / 4),
+        None => (blocks / 64).clamp(64, MAX_LOG_BLOCKS / 4).min(blocks / 4),
         Some(bytes) => bytes / BLOCK,
     };
     if !(MIN_LOG_BLOCKS..=MAX_LOG_BLOCKS).contains(&log_blocks) || log_blocks > blocks / 2 {
