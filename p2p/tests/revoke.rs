@@ -490,3 +490,30 @@ fn one_silent_borrow_costs_one_place() {
     rig.poll();
     assert_eq!(rig.windows.quarantine().count(), 0);
 }
+
+#[test]
+fn windows_that_nobody_holds_make_way_for_new_ones() {
+    let mut rig = Rig::new(8 * W, Config { slots: 16, ..config() });
+    rig.object(7, 64 * W, W);
+    let c = rig.client();
+    for n in 0..64 {
+        let hold = rig.hold(&c, 7, n * W as u64, true);
+        rig.ensure(&hold);
+        let mut slot = c.slots.take().unwrap();
+        let mut view = c.view.clone();
+        let fd = rig.windows.host_fd(7, true).unwrap();
+        let memory =
+            nvme_driver::mem::Mapping::from_fd(fd, 0, 64 * W, nvme_driver::mem::Access::ReadWrite).unwrap();
+        view.host.push(p2p::region::Region::new(memory, 0, p2p::region::RegionKind::Ordinary));
+        let mut s = slot.write(&c.control, writing(&hold), &view).unwrap();
+        s.write(0, &n.to_le_bytes()).unwrap();
+        assert_eq!(s.finish(), Finished::Done);
+        rig.windows.release(c.id, hold.handle.index).unwrap();
+        rig.poll();
+    }
+    let evicted = rig.windows.evict(&Scope::Everything, &mut rig.drive, rig.now).unwrap();
+    rig.finish(evicted);
+    for n in 0..64u64 {
+        assert_eq!(rig.drive.objects[&7][n as usize * W..][..8], n.to_le_bytes());
+    }
+}

@@ -10,6 +10,8 @@ use crate::layout::Home;
 
 /// Windows that one request pushes out at most: more would keep the requester waiting for others' sake.
 const VICTIMS: usize = 16;
+/// Slots that one poll looks at when they run short.
+const SWEEP: usize = 64;
 /// Windows remembered as candidates for the CMB.
 const WANTED: usize = 1024;
 
@@ -100,6 +102,29 @@ impl Windows {
                 Request { to: Home::Cmb, reason: Reason::Policy, discard: false, tickets: Vec::new() };
             self.request(index, request, backing, now);
         }
+    }
+
+    /// Background: when control slots run short, windows that nobody holds give theirs up, a few per poll.
+    pub(super) fn spare_slots(&mut self, backing: &mut dyn Backing, now: u64) -> bool {
+        let total = self.control.slots() as usize;
+        let used = self.windows.len() - self.free_slots.len();
+        if self.windows.is_empty() || used + total.div_ceil(16) <= total {
+            return false;
+        }
+        let mut worked = false;
+        for _ in 0..SWEEP.min(self.windows.len()) {
+            self.slot_cursor = (self.slot_cursor + 1) % self.windows.len() as u32;
+            let index = self.slot_cursor;
+            let unheld = self
+                .window(index)
+                .is_some_and(|w| w.holders.is_empty() && w.peers == 0 && w.moving.is_none());
+            if unheld {
+                self.request_eviction(index, Home::None, backing, now);
+                self.forget_if_idle(index);
+                worked = true;
+            }
+        }
+        worked
     }
 
     /// Background: one used window per poll goes back to the CMB, if it has settled and an eighth of the CMB is free.

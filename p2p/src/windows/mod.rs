@@ -189,6 +189,8 @@ pub struct Windows {
     swept_at: u64,
     /// Windows used while in the host cache: candidates for the CMB.
     wanted: VecDeque<u32>,
+    /// Where the search for slots to spare goes on.
+    slot_cursor: u32,
     counters: Counters,
     bounce: Vec<u8>,
 }
@@ -242,6 +244,7 @@ impl Windows {
             tickets: Tickets::default(),
             sweep: VecDeque::new(),
             wanted: VecDeque::new(),
+            slot_cursor: 0,
             counters: Counters::default(),
             bounce: Vec::new(),
         })
@@ -292,6 +295,7 @@ impl Windows {
         worked |= self.step_peers(now);
         worked |= self.reclaim(now);
         worked |= self.promote_some(backing, now);
+        worked |= self.spare_slots(backing, now);
         Polled {
             worked,
             pending: !self.moving.is_empty()
