@@ -10,9 +10,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nvme_driver::disk::CmbMemory;
+use cmbfs_benches::{Pattern, cmb_memory};
 use nvme_driver::mem::{Access, Mapping};
-use p2p::backing::{Backing, BackingError};
 use p2p::control::ControlPages;
 use p2p::layout::Home;
 use p2p::reader::Outcome;
@@ -22,25 +21,6 @@ use p2p::windows::{Config, ObjectOptions, Want, Windows};
 const PAGE: usize = 4096;
 const ROUNDS: usize = 301;
 const READS: usize = 4000;
-
-/// A drive that fills the CMB with a pattern.
-struct Pattern(Arc<Mapping>);
-
-impl Backing for Pattern {
-    fn read_to_cmb(&mut self, _: u64, offset: u64, at: usize, len: usize) -> Result<(), BackingError> {
-        let bytes: Vec<u8> = (0..len).map(|i| ((offset as usize + i) % 251) as u8).collect();
-        self.0.write(at, &bytes).map_err(|e| BackingError::Unsupported(e.to_string()))
-    }
-    fn read_to_host(&mut self, _: u64, _: u64, _: &mut [u8]) -> Result<(), BackingError> {
-        Ok(())
-    }
-    fn write_from_cmb(&mut self, _: u64, _: u64, _: usize, _: usize) -> Result<(), BackingError> {
-        Ok(())
-    }
-    fn write_from_host(&mut self, _: u64, _: u64, _: &[u8]) -> Result<(), BackingError> {
-        Ok(())
-    }
-}
 
 fn time(mut each: impl FnMut(usize)) -> Duration {
     let begun = Instant::now();
@@ -66,13 +46,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 fn compare(pages: usize) -> Result<(), Box<dyn std::error::Error>> {
     let size = pages * PAGE;
     let cmb = Mapping::memfd("bench-cmb", size)?;
-    let memory = CmbMemory {
-        memory: Arc::clone(&cmb),
-        bus_address: 0,
-        is_device_memory: false,
-        read_data: true,
-        write_data: true,
-    };
+    let memory = cmb_memory(&cmb);
     let mut drive = Pattern(Arc::clone(&cmb));
     let mut windows = Windows::new(Some(memory), Config { slots: pages as u32, ..Config::default() })?;
     windows.add_object(1, ObjectOptions { window_size: PAGE, ..ObjectOptions::default() })?;

@@ -2,7 +2,7 @@
 mod common;
 
 use common::{GRACE, Rig, config, pattern, writing};
-use p2p::backing::Backing;
+use p2p::backing::{Backing, BackingError};
 use p2p::counters::{Path, Reason};
 use p2p::layout::Home;
 use p2p::reader::Outcome;
@@ -375,30 +375,18 @@ struct Watching<'a> {
     saw: Vec<Outcome>,
 }
 
-impl p2p::backing::Backing for Watching<'_> {
-    fn read_to_cmb(
-        &mut self,
-        o: u64,
-        f: u64,
-        at: usize,
-        len: usize,
-    ) -> Result<(), p2p::backing::BackingError> {
+impl Backing for Watching<'_> {
+    fn read_to_cmb(&mut self, o: u64, f: u64, at: usize, len: usize) -> Result<(), BackingError> {
         self.drive.read_to_cmb(o, f, at, len)
     }
-    fn read_to_host(&mut self, o: u64, f: u64, into: &mut [u8]) -> Result<(), p2p::backing::BackingError> {
+    fn read_to_host(&mut self, o: u64, f: u64, into: &mut [u8]) -> Result<(), BackingError> {
         self.drive.read_to_host(o, f, into)
     }
-    fn write_from_cmb(
-        &mut self,
-        o: u64,
-        f: u64,
-        at: usize,
-        n: usize,
-    ) -> Result<(), p2p::backing::BackingError> {
+    fn write_from_cmb(&mut self, o: u64, f: u64, at: usize, n: usize) -> Result<(), BackingError> {
         self.saw.push(self.client.read(self.window, 0, 8).0);
         self.drive.write_from_cmb(o, f, at, n)
     }
-    fn write_from_host(&mut self, o: u64, f: u64, from: &[u8]) -> Result<(), p2p::backing::BackingError> {
+    fn write_from_host(&mut self, o: u64, f: u64, from: &[u8]) -> Result<(), BackingError> {
         self.drive.write_from_host(o, f, from)
     }
 }

@@ -24,6 +24,7 @@ mod window;
 mod writeback;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -183,8 +184,8 @@ pub struct Windows {
     moving: Vec<u32>,
     out: Vec<PagesOut>,
     tickets: Tickets,
-    /// Windows that have not followed the latest mass revocation yet.
-    sweep: VecDeque<(u32, Ticket)>,
+    /// Control slots whose windows have not followed a mass revocation yet.
+    sweep: VecDeque<(Range<u32>, Ticket)>,
     /// The device generation when no window had a stamp from before it.
     swept_at: u64,
     /// Windows used while in the host cache: candidates for the CMB.

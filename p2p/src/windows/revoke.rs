@@ -188,8 +188,8 @@ impl Windows {
         for index in kept {
             self.restamp(index)?;
         }
-        for (_, ticket) in std::mem::take(&mut self.sweep) {
-            self.tickets.settle(ticket, &Outcome::Already);
+        for (left, ticket) in std::mem::take(&mut self.sweep) {
+            left.for_each(|_| self.tickets.settle(ticket, &Outcome::Already));
         }
         let ticket = self.request_all(&gone, Home::None, true, Reason::Drive, backing, now);
         self.swept_at = self.control.device_generation();
@@ -260,7 +260,8 @@ impl Windows {
         self.announce()?;
         let windows = self.windows.len() as u32;
         let ticket = self.tickets.open(windows as usize);
-        self.sweep.extend((0..windows).map(|i| (i, ticket)));
+        // One entry, whatever the number of windows.
+        self.sweep.push_back((0..windows, ticket));
         Ok(ticket)
     }
 
@@ -268,7 +269,13 @@ impl Windows {
     pub(super) fn sweep_some(&mut self, backing: &mut dyn Backing, now: u64) -> bool {
         let mut worked = false;
         for _ in 0..256 {
-            let Some((index, ticket)) = self.sweep.pop_front() else { break };
+            let Some((left, ticket)) = self.sweep.front_mut() else { break };
+            let ticket = *ticket;
+            let next = left.next();
+            if left.start >= left.end {
+                self.sweep.pop_front();
+            }
+            let Some(index) = next else { continue };
             worked = true;
             match self.window(index).map(|w| (w.home, w.moving.is_some())) {
                 Some((Home::Cmb, _) | (_, true)) => {
