@@ -153,7 +153,7 @@ impl ControlPages {
 
     #[inline(always)]
     fn u64(&self, at: usize) -> &AtomicU64 {
-        debug_assert!(at % 8 == 0 && at + 8 <= self.memory.len());
+        debug_assert!(at.is_multiple_of(8) && at + 8 <= self.memory.len());
         // SAFETY: callers pass offsets inside the header or inside slot `index < self.slots`, both checked against the mapping's
         // length when `self` was made; multiples of 8 from a page-aligned start; the mapping outlives the borrow.
         unsafe { AtomicU64::from_ptr(self.memory.as_ptr().add(at).cast()) }
@@ -161,7 +161,7 @@ impl ControlPages {
 
     #[inline(always)]
     fn u32(&self, at: usize) -> &AtomicU32 {
-        debug_assert!(at % 4 == 0 && at + 4 <= self.memory.len());
+        debug_assert!(at.is_multiple_of(4) && at + 4 <= self.memory.len());
         // SAFETY: as in `u64`, multiples of 4.
         unsafe { AtomicU32::from_ptr(self.memory.as_ptr().add(at).cast()) }
     }
@@ -223,7 +223,7 @@ impl ClientRegion {
 
     #[inline(always)]
     fn u64(&self, at: usize) -> &AtomicU64 {
-        debug_assert!(at % 8 == 0 && at + 8 <= self.memory.len());
+        debug_assert!(at.is_multiple_of(8) && at + 8 <= self.memory.len());
         // SAFETY: callers pass offsets of a slot (below `DIRTY`, which the mapping covers) or of a dirty word below `dirty_words`;
         // multiples of 8 from a page-aligned start; the mapping outlives the borrow, and its size is sealed.
         unsafe { AtomicU64::from_ptr(self.memory.as_ptr().add(at).cast()) }

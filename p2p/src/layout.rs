@@ -250,7 +250,7 @@ mod tests {
         let top = (1 << 58) - 4096;
         assert_eq!(Place::new(Home::Host, top, u64::MAX).unwrap().offset(), top);
         assert!(!Place::NONE.valid_under(0));
-        assert!(LANE * LANES <= 1 << 58);
+        const { assert!(LANE * LANES <= 1 << 58) };
     }
 
     #[test]

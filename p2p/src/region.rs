@@ -81,7 +81,7 @@ impl Region {
         let mut done = 0;
         while done < into.len() {
             let p = self.memory.as_ptr().wrapping_add(at + done);
-            if p.addr() % 8 == 0 && into.len() - done >= 8 {
+            if p.addr().is_multiple_of(8) && into.len() - done >= 8 {
                 // SAFETY: `check` put the range inside the live mapping; 8-byte aligned, volatile, any bit pattern is a u64.
                 let word = unsafe { p.cast::<u64>().read_volatile() };
                 into[done..done + 8].copy_from_slice(&word.to_ne_bytes());
@@ -104,7 +104,7 @@ impl Region {
         let mut done = 0;
         while done < from.len() {
             let p = self.memory.as_ptr().wrapping_add(at + done);
-            if p.addr() % 8 == 0
+            if p.addr().is_multiple_of(8)
                 && let Some(word) = from[done..].first_chunk::<8>()
             {
                 // SAFETY: `check` put the range inside the live, writable mapping; 8-byte aligned, volatile.

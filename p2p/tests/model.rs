@@ -1,5 +1,6 @@
 //! Windows against a reference model: random operations, random refusals at every placement, random failures of the drive's CMB
 //! transfers. Every byte read must be the reference's, whatever the placement (P4).
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 mod common;
 
 use common::{Client, GRACE, Rig, config, seed, writing};
@@ -129,7 +130,7 @@ impl World {
                         let scope = Scope::Window(hold.handle.index);
                         self.rig.windows.revoke(&scope, &mut self.rig.drive, self.rig.now).unwrap();
                         self.rig.poll();
-                        if self.rng.next_u64() % 2 == 0 {
+                        if self.rng.next_u64().is_multiple_of(2) {
                             self.settle();
                         }
                     }

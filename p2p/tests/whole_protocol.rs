@@ -4,6 +4,7 @@
 //!
 //! One window of one page. Its content is a version number; every store makes a new one, so that "older" is a comparison. A freed page
 //! is poison at once.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
@@ -210,7 +211,7 @@ impl Protocol {
             }
             At::Announced => match s.place {
                 Some(p) if s.slots[c] == Slot::Borrow => s.clients[c] = At::Seen(p),
-                Some(p) if s.generation % 2 == 0 => {
+                Some(p) if s.generation.is_multiple_of(2) => {
                     s.clients[c] = if self.broken == Broken::NoLookBack { At::In(p) } else { At::Seen(p) };
                 }
                 _ => {
@@ -370,7 +371,7 @@ impl Model for Protocol {
         let free = |p: &u8| s.owner[*p as usize] == Owner::Free;
         match s.phase {
             Phase::Idle if s.home.is_none() && s.moves > 0 => {
-                actions.extend((0..3).filter(free).map(Do::Fill))
+                actions.extend((0..3).filter(free).map(Do::Fill));
             }
             Phase::Idle if s.moves > 0 => {
                 actions.push(Do::Begin(None));

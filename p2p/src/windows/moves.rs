@@ -249,7 +249,8 @@ impl Windows {
                 .get(&writer.client)
                 .is_some_and(|c| !moved_on::<Native>(c.region.slot(writer.slot).0, writer.word))
         });
-        if !(m.writers.is_empty() && peers_quiet) && !grace_over {
+        let quiet = m.writers.is_empty() && peers_quiet;
+        if !quiet && !grace_over {
             return Ok(false);
         }
         // The grace is over for whoever is left.

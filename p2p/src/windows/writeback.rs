@@ -63,12 +63,12 @@ impl Windows {
             w.dirty.add_all();
         }
         let (mut cmb, mut host, mut from) = (0, 0, 0);
-        loop {
-            let Some(w) = self.window_mut(index) else { break };
-            let Some(run) = w.dirty.next_run(from) else { break };
+        while let Some(run) = self.window(index).and_then(|w| w.dirty.next_run(from)) {
             from = run.end;
             // Cleared before the bytes are taken: a page that changes meanwhile is marked again.
-            w.dirty.remove_range(run.clone());
+            if let Some(w) = self.window_mut(index) {
+                w.dirty.remove_range(run.clone());
+            }
             match self.write_run(index, run.clone(), backing) {
                 Ok((c, h)) => {
                     cmb += c;

@@ -1,4 +1,5 @@
 //! A server's windows over memory that plays the drive, and clients in the same process.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 #![allow(dead_code, unreachable_pub, reason = "each test uses its own part of a module that all include")]
 
 use std::collections::BTreeMap;
