@@ -8,6 +8,7 @@
 //! * [`controller`]: bring-up, admin commands, reset, shutdown
 //! * [`queue`], [`io_queue`]: submission and completion, the hot path
 //! * [`cmb`]: the Controller Memory Buffer
+//! * [`pmr`]: the Persistent Memory Region, as raw memory that keeps its bytes
 //! * [`disk`]: a block device as the layers above see it
 //! * [`nvme_disk`], [`file_disk`]: the two kinds there are
 //! * [`url`], [`fn@open`], [`lock`]: from a name to an open device that nobody else has
@@ -28,6 +29,7 @@ pub mod mem;
 pub mod nvme_disk;
 mod open;
 pub mod pci;
+pub mod pmr;
 pub mod queue;
 mod ranges;
 pub mod spec;

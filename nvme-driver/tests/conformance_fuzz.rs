@@ -317,12 +317,13 @@ fn random_registers_and_commands() {
         return;
     }
     let limit = number("CMBFS_FUZZ_SECONDS").map(|s| (Instant::now(), Duration::from_secs(s)));
-    let mut seed = 1;
+    let first = number("CMBFS_SEED").unwrap_or(1);
+    let mut seed = first;
     let (mut moved, mut succeeded, mut failed) = ([0; 4], 0, 0);
     loop {
         let done = match limit {
             Some((start, length)) => start.elapsed() > length,
-            None => seed > ROUNDS,
+            None => seed - first >= ROUNDS,
         };
         if done {
             break;
@@ -336,7 +337,7 @@ fn random_registers_and_commands() {
         succeeded += c.io_total() + c.admin_commands.iter().sum::<u64>() - c.errors;
         seed += 1;
     }
-    let rounds = seed - 1;
+    let rounds = seed - first;
     println!(
         "{rounds} rounds of {ACTIONS} actions: {succeeded} commands succeeded, {failed} failed, {moved:?} bytes"
     );

@@ -150,20 +150,26 @@ fn run(seed: u64, registers: u32, memory: u32) -> (u32, u32) {
     (good, bad)
 }
 
-/// `CMBFS_FUZZ_SECONDS`: how long to go on with new seeds; without it, a fixed handful.
+/// `CMBFS_FUZZ_SECONDS`: how long to go on with new seeds; without it, a fixed handful. `CMBFS_SEED`: the first one.
 #[test]
 fn random_registers_and_completions_neither_panic_nor_hang_the_driver() {
-    let seconds = std::env::var("CMBFS_FUZZ_SECONDS").ok().and_then(|s| s.parse::<u64>().ok());
+    let number = |name| std::env::var(name).ok().and_then(|s| s.parse::<u64>().ok());
+    let (seconds, first) = (number("CMBFS_FUZZ_SECONDS"), number("CMBFS_SEED").unwrap_or(0));
     let start = std::time::Instant::now();
     let (mut good, mut bad) = (0, 0);
-    for seed in 0.. {
+    for seed in first.. {
         match seconds {
-            Some(s) if start.elapsed() >= Duration::from_secs(s) => break,
-            None if seed == 60 => break,
+            Some(s) if start.elapsed() >= Duration::from_secs(s) => {
+                println!("{} controllers: {good} calls succeeded, {bad} failed", seed - first);
+                break;
+            }
+            None if seed - first == 60 => break,
             _ => {}
         }
         let (registers, memory) = [(0, 4), (40, 0), (400, 20), (15, 100)][seed as usize % 4];
-        let (g, b) = run(seed, registers, memory);
+        let Ok((g, b)) = std::panic::catch_unwind(|| run(seed, registers, memory)) else {
+            panic!("failed with CMBFS_SEED={seed}");
+        };
         (good, bad) = (good + g, bad + b);
     }
     assert!(good > 100 && bad > 100, "{good} calls succeeded, {bad} failed");

@@ -1,7 +1,7 @@
 //! The handle to a controller.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -28,6 +28,8 @@ pub struct Controller {
     cmb: CmbStatus,
     /// Goes up with every reset: a queue that was made under another number is gone.
     epoch: AtomicU64,
+    /// Whether somebody has the PMR.
+    pmr_taken: AtomicBool,
     control: Mutex<Control>,
 }
 
@@ -60,7 +62,14 @@ impl Controller {
         };
         let cmb = kept.cmb.clone().unwrap_or(CmbStatus::Absent("it was not looked for".to_owned()));
         let control = Control { kept, free_qids: (1..=identity.io_queues).collect(), dead: None };
-        Ok(Arc::new(Self { env, identity, cmb, epoch: AtomicU64::new(0), control: Mutex::new(control) }))
+        Ok(Arc::new(Self {
+            env,
+            identity,
+            cmb,
+            epoch: AtomicU64::new(0),
+            pmr_taken: AtomicBool::new(false),
+            control: Mutex::new(control),
+        }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Control> {
@@ -97,6 +106,15 @@ impl Controller {
     /// Its CMB, or why there is none.
     pub fn cmb(&self) -> &CmbStatus {
         &self.cmb
+    }
+
+    /// Whether the caller may have the PMR now; then it is theirs until [`give_pmr`](Self::give_pmr).
+    pub(crate) fn take_pmr(&self) -> bool {
+        !self.pmr_taken.swap(true, Ordering::AcqRel)
+    }
+
+    pub(crate) fn give_pmr(&self) {
+        self.pmr_taken.store(false, Ordering::Release);
     }
 
     /// Its DMA memory.

@@ -35,7 +35,7 @@ pub(crate) const CASES: &[(&str, Case)] = &[
 
 const BLOCK: usize = 512;
 
-fn controller(index: usize, options: ControllerOptions) -> Outcome<Arc<Controller>> {
+pub(crate) fn controller(index: usize, options: ControllerOptions) -> Outcome<Arc<Controller>> {
     Ok(Controller::new(open(index)?, options, Arc::new(SystemClock::new()))?)
 }
 
@@ -45,13 +45,13 @@ fn cmb_of(controller: &Controller) -> Outcome<Arc<Cmb>> {
 }
 
 /// A queue and a buffer to go with it.
-struct Io {
+pub(crate) struct Io {
     queue: IoQueue,
     buffer: DmaBuffer,
 }
 
 impl Io {
-    fn new(controller: &Arc<Controller>, bytes: usize) -> Outcome<Self> {
+    pub(crate) fn new(controller: &Arc<Controller>, bytes: usize) -> Outcome<Self> {
         Ok(Self { queue: controller.create_queue()?, buffer: controller.arena().alloc(bytes)? })
     }
 
@@ -75,12 +75,12 @@ impl Io {
         failed.map_or(Ok(()), |status| Err(format!("a command failed: {status}").into()))
     }
 
-    fn read(&mut self, lba: u64, to: Data) -> Outcome {
+    pub(crate) fn read(&mut self, lba: u64, to: Data) -> Outcome {
         self.queue.read(1, lba, (to.len / BLOCK) as u32, to, 0)?;
         self.finish()
     }
 
-    fn write(&mut self, lba: u64, from: Data) -> Outcome {
+    pub(crate) fn write(&mut self, lba: u64, from: Data) -> Outcome {
         self.queue.write(1, lba, (from.len / BLOCK) as u32, from, 0)?;
         self.finish()
     }
@@ -92,7 +92,7 @@ impl Io {
     }
 
     /// Reads `len` bytes at `lba` through host memory.
-    fn get(&mut self, lba: u64, len: usize) -> Outcome<Vec<u8>> {
+    pub(crate) fn get(&mut self, lba: u64, len: usize) -> Outcome<Vec<u8>> {
         self.buffer.zero()?;
         self.read(lba, self.data(0, len))?;
         let mut bytes = vec![0; len];

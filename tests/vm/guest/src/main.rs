@@ -1,12 +1,13 @@
 //! Cases that run inside a guest of the QEMU lab, one per process: `vm-guest GROUP/CASE`; `vm-guest --list GROUP` names them.
 //!
-//! The guests of the groups `vfio` and `vfio-newer` have an IOMMU and two QEMU NVMe drives with a 64 MiB CMB each; those of `linux` and `reboot` have
+//! The guests of the groups `vfio` and `vfio-newer` have an IOMMU and two QEMU NVMe drives with a 64 MiB CMB each (and the first one a PMR); those of `linux` and `reboot` have
 //! our emulated controller, served over vfio-user. See `tests/vm/run`.
 //!
 //! * `lab`: finding the drives and taking them
 //! * `stack`: the `cmbfs` command on QEMU's drive
 //! * `linux`: the kernel's own driver on our controller
 //! * `driver`: our driver on top: I/O, CMB, peer to peer, interrupts, reset
+//! * `pmr`: the Persistent Memory Region
 //! * `function`: the PCI function over VFIO: config space, BARs, DMA mappings, reset, bind and unbind
 use std::process::ExitCode;
 
@@ -14,13 +15,14 @@ mod driver;
 mod function;
 mod lab;
 mod linux;
+mod pmr;
 mod stack;
 
 use lab::Case;
 
 fn group(name: &str) -> Option<Vec<(&'static str, Case)>> {
     Some(match name {
-        "vfio" | "vfio-newer" => [function::CASES, driver::CASES, stack::CASES].concat(),
+        "vfio" | "vfio-newer" => [function::CASES, driver::CASES, pmr::CASES, stack::CASES].concat(),
         "linux" => linux::CASES.to_vec(),
         "reboot" => linux::REBOOT_CASES.to_vec(),
         _ => return None,
