@@ -114,7 +114,7 @@ fn load_items(stream: &[u8], state: &mut State, faults: &mut Faults) -> Result<u
                 }
             }
             None => {
-                faults.add(Fault::Item { what: "an item of the checkpoint makes no sense".to_owned() })?
+                faults.add(Fault::Item { what: "an item of the checkpoint makes no sense".to_owned() })?;
             }
         }
     }

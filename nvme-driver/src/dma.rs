@@ -129,7 +129,7 @@ impl Inner {
         match locked {
             Ok(()) => self.note(&self.fallback, why),
             Err(e) => {
-                self.note(&self.unlocked, format!("{why}, not locked in memory ({e}; raise RLIMIT_MEMLOCK)"))
+                self.note(&self.unlocked, format!("{why}, not locked in memory ({e}; raise RLIMIT_MEMLOCK)"));
             }
         }
         Ok(memory)
