@@ -1,4 +1,5 @@
 //! A drive in a process of its own: `cmbfs emulate`, used over vfio-user; killed, stopped, refused, taken up again.
+#![allow(clippy::unwrap_used, reason = "test helpers: a step that fails is a test that fails")]
 
 use std::time::Duration;
 
