@@ -1,5 +1,5 @@
 //! A reader in another language, written from docs/on-disk-format.md alone, finds the same files and bytes.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed call fails the test")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed call fails the test")]
 
 mod common;
 
