@@ -46,8 +46,8 @@ fn cmb_of(controller: &Controller) -> Outcome<Arc<Cmb>> {
 
 /// A queue and a buffer to go with it.
 pub(crate) struct Io {
-    queue: IoQueue,
-    buffer: DmaBuffer,
+    pub(crate) queue: IoQueue,
+    pub(crate) buffer: DmaBuffer,
 }
 
 impl Io {
@@ -55,7 +55,7 @@ impl Io {
         Ok(Self { queue: controller.create_queue()?, buffer: controller.arena().alloc(bytes)? })
     }
 
-    fn data(&self, offset: usize, len: usize) -> Data {
+    pub(crate) fn data(&self, offset: usize, len: usize) -> Data {
         Data { address: self.buffer.bus_address() + offset as u64, len }
     }
 
@@ -86,7 +86,7 @@ impl Io {
     }
 
     /// Writes `bytes` at `lba` through host memory.
-    fn put(&mut self, lba: u64, bytes: &[u8]) -> Outcome {
+    pub(crate) fn put(&mut self, lba: u64, bytes: &[u8]) -> Outcome {
         self.buffer.write(0, bytes)?;
         self.write(lba, self.data(0, bytes.len()))
     }

@@ -8,9 +8,11 @@
 //! * `linux`: the kernel's own driver on our controller
 //! * `driver`: our driver on top: I/O, CMB, peer to peer, interrupts, reset
 //! * `pmr`: the Persistent Memory Region
+//! * `bench`: our driver against the kernel's; no test
 //! * `function`: the PCI function over VFIO: config space, BARs, DMA mappings, reset, bind and unbind
 use std::process::ExitCode;
 
+mod bench;
 mod driver;
 mod function;
 mod lab;
@@ -24,6 +26,7 @@ fn group(name: &str) -> Option<Vec<(&'static str, Case)>> {
     Some(match name {
         "vfio" | "vfio-newer" => [function::CASES, driver::CASES, pmr::CASES, stack::CASES].concat(),
         "linux" => linux::CASES.to_vec(),
+        "bench" => bench::CASES.to_vec(),
         "reboot" => linux::REBOOT_CASES.to_vec(),
         _ => return None,
     })
@@ -40,7 +43,7 @@ fn main() -> ExitCode {
         _ => (None, None),
     };
     let Some(list) = list else {
-        eprintln!("usage: vm-guest GROUP/CASE | --list GROUP (vfio, vfio-newer, linux, reboot)");
+        eprintln!("usage: vm-guest GROUP/CASE | --list GROUP (vfio, vfio-newer, linux, reboot, bench)");
         return ExitCode::from(2);
     };
     let Some(wanted) = wanted else {
