@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 
+use rustix::fs::{SealFlags, fcntl_add_seals};
+use rustix::io::Errno;
+
 use super::admin::Admin;
 use super::bus::{Bus, Place, Window};
 use super::cache::{PowerCut, PowerCutReport};
@@ -95,7 +98,17 @@ impl State {
             if size == 0 {
                 return Ok(None);
             }
-            Ok(Some(Mapping::memfd(name, usize::try_from(size).unwrap_or(usize::MAX))?))
+            let memory = Mapping::memfd(name, usize::try_from(size).unwrap_or(usize::MAX))?;
+            // Other processes are given it: none may add a seal that keeps the next one from mapping it.
+            if let Some((fd, _)) = memory.fd() {
+                let fail = |e: Errno| MapError {
+                    what: format!("memfd {name}"),
+                    len: memory.len(),
+                    source: e.into(),
+                };
+                fcntl_add_seals(fd, SealFlags::SEAL).map_err(fail)?;
+            }
+            Ok(Some(memory))
         };
         let cmb_use = CmbUse {
             lists: config.cmb.lists,

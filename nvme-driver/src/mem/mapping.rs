@@ -8,7 +8,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 
 use super::copy;
@@ -77,7 +77,8 @@ impl Mapping {
         Self::adopt(got, len, Access::ReadWrite, None, 0, "anonymous memory")
     }
 
-    /// Creates an anonymous file of `len` bytes (mode 0600, close-on-exec, sealable) and maps it shared.
+    /// Creates an anonymous file of `len` bytes for good (mode 0600, close-on-exec, sealed against shrinking and growing, open to
+    /// further seals) and maps it shared.
     pub fn memfd(name: &str, len: usize) -> Result<Arc<Self>, MapError> {
         Self::memfd_with(name, len, MemfdFlags::empty())
     }
@@ -94,6 +95,8 @@ impl Mapping {
             memfd_create(&cname, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | more).map_err(fail)?;
         rustix::fs::fchmod(&fd, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).map_err(fail)?;
         rustix::fs::ftruncate(&fd, len as u64).map_err(fail)?;
+        // Whoever is given the descriptor could otherwise cut the file, and our next access would be a SIGBUS.
+        fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW).map_err(fail)?;
         Self::from_fd(fd, 0, len, Access::ReadWrite)
     }
 
@@ -282,6 +285,16 @@ mod tests {
         assert!(m.read(usize::MAX, &mut got).is_err());
         assert!(m.u64_at(4).is_err());
         assert!(m.copy_to(0, &m, 4, 8).is_err());
+    }
+
+    #[test]
+    fn nobody_can_cut_a_memfd_under_its_mapping() {
+        let m = Mapping::memfd("test", 8192).unwrap();
+        let fd = m.fd().unwrap().0.try_clone_to_owned().unwrap();
+        for len in [0, 4096, 8191, 8193, 1 << 20] {
+            assert_eq!(rustix::fs::ftruncate(&fd, len), Err(rustix::io::Errno::PERM), "{len}");
+        }
+        m.write(8191, b"x").unwrap();
     }
 
     #[test]
