@@ -139,3 +139,11 @@ fn a_reader_that_leaves_early_is_no_error() {
     assert!(out.stderr.is_empty(), "{}", String::from_utf8_lossy(&out.stderr));
     assert_eq!(out.status.code(), Some(0));
 }
+
+#[test]
+fn a_log_that_is_no_terminal_gets_no_colours() {
+    let lab = lab();
+    let out = lab.command(&["ls", DRIVE, "/"]).env("CMBFS_LOG", "trace").output().unwrap();
+    assert!(!out.stderr.is_empty(), "nothing was logged");
+    assert!(!out.stderr.contains(&0x1b), "{}", String::from_utf8_lossy(&out.stderr));
+}

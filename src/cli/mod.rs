@@ -30,6 +30,7 @@ mod status;
 mod store;
 mod units;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -88,7 +89,9 @@ enum Command {
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse(); // exits with status 2 by itself when the arguments are wrong
     let filter = EnvFilter::try_from_env("CMBFS_LOG").unwrap_or_else(|_| EnvFilter::new("error"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    let colours = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    log.with_ansi(colours).without_time().init();
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
