@@ -294,6 +294,27 @@ fn truncation_during_a_move_leaves_zeros() {
 }
 
 #[test]
+fn nothing_reaches_the_drive_after_a_truncation_during_a_move() {
+    let mut rig = rig();
+    let mut c = rig.client();
+    rig.map_host(&mut c, 7, 4 * W);
+    let hold = rig.hold(&c, 7, 0, true);
+    rig.ensure(&hold);
+    let mut slot = c.slots.take().unwrap();
+    let mut section = slot.write(&c.control, writing(&hold), &c.view).unwrap();
+    let evicted = rig.windows.evict(&Scope::Window(hold.handle.index), &mut rig.drive, 0).unwrap();
+    rig.poll();
+    assert!(matches!(rig.windows.progress(evicted), Some(Progress::Pending(_))), "the section holds it up");
+    rig.windows.truncate(7, 0, &mut rig.drive, 0).unwrap();
+    // The blocks are another's from here on.
+    rig.drive.objects.insert(7, vec![0xee; 4 * W]);
+    section.write(0, b"late").unwrap();
+    assert_eq!(section.finish(), Finished::Done);
+    rig.finish(evicted);
+    assert!(rig.drive.objects[&7].iter().all(|b| *b == 0xee), "a truncated window was written back");
+}
+
+#[test]
 fn a_slot_is_reused_with_a_new_incarnation() {
     let mut rig = Rig::new(8 * W, Config { slots: 1, ..config() });
     rig.object(1, W, W);
