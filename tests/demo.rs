@@ -67,6 +67,7 @@ fn with_what_is_no_file() {
     lab.fails(1, &["demo", "missing"]);
     lab.fails(1, &["demo", "tmp"]);
     lab.fails(1, &["demo", "/dev/null"]);
+    lab.fails(1, &["demo", "/proc/version"]); // says that it is empty, and is not
     nothing_left(&lab);
 }
 

@@ -99,6 +99,10 @@ fn a_client_that_is_killed_harms_nobody() {
             _ => panic!("seed {seed}, round {round}: {} bytes of no version", got.len()),
         };
     }
+    // What the killed ones had begun to write goes with the next put.
+    lab.file("in", &version(current));
+    lab.ok(&["put", "--socket", "s", "in", "/f"]);
+    assert_eq!(lab.ok(&["ls", "--socket", "s", "/"]), b"f\n", "seed {seed}");
     assert_eq!(server.stop(), Some(0));
     versions_seen(&lab, seed, 0, current, current);
 }

@@ -1,7 +1,7 @@
 //! What happens in the demo, step by step. Every step compares bytes; the first difference ends it.
 
 use std::fs::File as LocalFile;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -63,6 +63,11 @@ fn open_plain(path: &Path) -> Result<(LocalFile, u64), Failure> {
     let meta = file.metadata().map_err(cannot)?;
     if !meta.is_file() {
         return Err(Failure::new(format!("{} is not a plain file", path.display())));
+    }
+    // Files that the kernel makes up as they are read say that they are empty.
+    if meta.len() == 0 && (&file).read(&mut [0]).map_err(cannot)? > 0 {
+        return Err(Failure::new(format!("{} does not say how long it is", path.display()))
+            .hint("copy it to a plain file, and give that"));
     }
     Ok((file, meta.len()))
 }

@@ -58,6 +58,12 @@ impl Files for Direct {
             .collect()
     }
 
+    fn names(&mut self, path: &str) -> Result<Vec<String>, Failure> {
+        let ino = self.fs.lookup(path)?;
+        let found = self.fs.readdir(ino)?;
+        Ok(found.iter().map(|entry| String::from_utf8_lossy(&entry.name).into_owned()).collect())
+    }
+
     fn read(
         &mut self,
         path: &str,

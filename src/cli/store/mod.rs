@@ -2,7 +2,9 @@
 //!
 //! * `direct`: a filesystem mounted here
 //! * `served`: a client of a server
+//! * `leftover`: the names under which files are written, and what killed writers left of them
 mod direct;
+mod leftover;
 mod served;
 
 use std::io::Read;
@@ -41,6 +43,8 @@ impl Entry {
 trait Files {
     fn stat(&mut self, path: &str) -> Result<Entry, Failure>;
     fn list(&mut self, path: &str) -> Result<Vec<Entry>, Failure>;
+    /// Only the names of what `list` gives.
+    fn names(&mut self, path: &str) -> Result<Vec<String>, Failure>;
     fn read(&mut self, path: &str, sink: &mut dyn FnMut(&[u8]) -> Result<(), Failure>)
     -> Result<(), Failure>;
     /// Makes `temporary`, fills it, and gives it the name `path` once everything is durable.
@@ -122,7 +126,8 @@ impl Store {
             return Err(Failure::new(format!("{path} is a directory"))
                 .hint("give the whole path, with the name that the file is to have"));
         }
-        let mut job = WriteJob { path, temporary: temporary_name(path), mode, from, progress };
+        leftover::remove(self.0.as_mut(), path);
+        let mut job = WriteJob { path, temporary: leftover::temporary_name(path), mode, from, progress };
         let result = self.0.write(&mut job);
         if result.is_err() {
             // Whatever stopped the copy may stop this too; what counts is said already.
@@ -153,18 +158,6 @@ impl Store {
     }
 }
 
-/// A name beside `path` that no other process uses, not longer than names may be.
-fn temporary_name(path: &str) -> String {
-    const NAME_MAX: usize = 255;
-    let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
-    let end = format!(".put-{}", std::process::id());
-    let mut keep = name.len().min(NAME_MAX - 1 - end.len());
-    while !name.is_char_boundary(keep) {
-        keep -= 1;
-    }
-    format!("{folder}/.{}{end}", &name[..keep])
-}
-
 /// `drwxr-xr-x` and the like.
 pub(crate) fn mode_text(entry: &Entry) -> String {
     let mut text = String::from(if entry.is_directory() { "d" } else { "-" });
@@ -180,18 +173,4 @@ pub(crate) fn mode_text(entry: &Entry) -> String {
 /// Nanoseconds since the epoch as a date and time, UTC.
 pub(crate) fn time_text(ns: u64) -> String {
     humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_nanos(ns)).to_string()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn temporary_names_stay_beside_the_file_and_short_enough() {
-        let end = format!(".put-{}", std::process::id());
-        assert_eq!(temporary_name("/a/b"), format!("/a/.b{end}"));
-        assert_eq!(temporary_name("b"), format!("/.b{end}"));
-        let long = temporary_name(&format!("/d/{}", "ä".repeat(127)));
-        assert!(long.len() <= "/d/".len() + 255, "{long}");
-    }
 }

@@ -51,6 +51,10 @@ impl Files for Served {
         Ok(entries)
     }
 
+    fn names(&mut self, path: &str) -> Result<Vec<String>, Failure> {
+        Ok(self.0.list(path)?.into_iter().map(|entry| entry.name).collect())
+    }
+
     fn read(
         &mut self,
         path: &str,
