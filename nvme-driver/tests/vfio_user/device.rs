@@ -41,6 +41,11 @@ fn bar0_can_be_mapped_for_exactly_the_doorbells() {
     let offset = u64_at(&info, 24) + 0x1000;
     let fd = fds.into_iter().next().unwrap();
     assert!(rustix::fs::ftruncate(&fd, 0).is_err(), "a client could take the page away");
+    let more = rustix::fs::SealFlags::FUTURE_WRITE;
+    assert!(
+        rustix::fs::fcntl_add_seals(&fd, more).is_err(),
+        "a client could keep the next one from mapping it"
+    );
     let page =
         nvme_driver::mem::Mapping::from_fd(fd, offset, 0x1000, nvme_driver::mem::Access::ReadWrite).unwrap();
     client.write(0, 0x1000 + 8, &5u32.to_le_bytes());
