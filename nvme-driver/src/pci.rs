@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::mem::{Mapping, OutOfRange};
+use crate::mem::{Mapping, OutOfRange, PAGE};
 
 /// A PCI address, `DDDD:BB:DD.F`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -229,6 +229,21 @@ pub trait PciFunction: Send + Sync + fmt::Debug {
     fn needs_step(&self) -> bool {
         false
     }
+}
+
+/// What every backing asks of a [`PciFunction::dma_map`]: whole pages, at least one, inside the memory.
+pub(crate) fn check_dma_range(
+    memory: &Mapping,
+    offset: usize,
+    len: usize,
+    iova: u64,
+) -> Result<(), OutOfRange> {
+    let inside = offset.checked_add(len).is_some_and(|end| end <= memory.len());
+    let aligned = [offset, len].iter().all(|n| n.is_multiple_of(PAGE)) && iova.is_multiple_of(PAGE as u64);
+    if !inside || !aligned || len == 0 {
+        return Err(OutOfRange { offset, len, size: memory.len(), access: memory.access() });
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::error::VfioError;
 use super::sysfs::Sysfs;
 use super::{ioctl, iova};
-use crate::mem::{Access, Mapping, OutOfRange, PAGE};
+use crate::mem::{Access, Mapping, PAGE};
 use crate::pci::{Bar, DmaAccess, PciAddress, PciError, PciFunction};
 
 /// Command register in config space, and its Bus Master Enable bit (PCI local bus specification, 6.2.2).
@@ -323,12 +323,7 @@ impl PciFunction for VfioFunction {
         iova: u64,
         access: DmaAccess,
     ) -> Result<(), PciError> {
-        let inside = offset.checked_add(len).is_some_and(|end| end <= memory.len());
-        let aligned =
-            [offset, len].iter().all(|n| n.is_multiple_of(PAGE)) && iova.is_multiple_of(PAGE as u64);
-        if !inside || !aligned || len == 0 {
-            return Err(OutOfRange { offset, len, size: memory.len(), access: memory.access() }.into());
-        }
+        crate::pci::check_dma_range(memory, offset, len, iova)?;
         let mut dma = self.dma.lock().unwrap_or_else(PoisonError::into_inner);
         ioctl::map_dma(&*self.container, memory, offset, len, iova, access)
             .map_err(|e| self.map_error(iova, len, &e))?;

@@ -17,7 +17,7 @@ use rustix::io::Errno;
 
 use super::connection::{CallError, Connection};
 use super::protocol::{Fields, Put, command};
-use crate::mem::{Access, Mapping, OutOfRange, PAGE};
+use crate::mem::{Access, Mapping, PAGE};
 use crate::pci::{Bar, DmaAccess, PciError, PciFunction};
 
 const CONFIG: u32 = 7;
@@ -335,12 +335,7 @@ impl PciFunction for VfioUserFunction {
         iova: u64,
         access: DmaAccess,
     ) -> Result<(), PciError> {
-        let inside = offset.checked_add(len).is_some_and(|end| end <= memory.len());
-        let aligned =
-            [offset, len].iter().all(|n| n.is_multiple_of(PAGE)) && iova.is_multiple_of(PAGE as u64);
-        if !inside || !aligned || len == 0 {
-            return Err(OutOfRange { offset, len, size: memory.len(), access: memory.access() }.into());
-        }
+        crate::pci::check_dma_range(memory, offset, len, iova)?;
         let fail =
             |reason: String| PciError::DmaMap { function: self.name.clone(), iova, len: len as u64, reason };
         let Some((fd, start)) = memory.fd() else {

@@ -216,7 +216,7 @@ impl Core {
         }
     }
 
-    /// Gives back everything a session has. With `holds` false its windows are somebody else's business already.
+    /// Gives back the peers and the open files of a session.
     fn close_everything(&mut self, session: &mut Session, now: u64) {
         for (_, peer) in session.peers.drain() {
             self.detach_peer(&peer, now);
