@@ -1,0 +1,92 @@
+//! Emulated peers.
+
+use crate::protocol::wire::wire_struct;
+
+wire_struct! {
+    /// `PeerAttach`.
+    PeerAttachRequest {
+        /// Bytes of local memory the peer is to have; a multiple of 4 KiB.
+        local_len: u64,
+    }
+}
+
+wire_struct! {
+    /// Reply to `PeerAttach`. One descriptor: the peer's local memory, so that the client can see what a DMA brought.
+    PeerAttachReply {
+        /// Names the peer.
+        peer: u64,
+        /// Length of its local memory in bytes.
+        local_len: u64,
+    }
+}
+
+wire_struct! {
+    /// `PeerMap`: let the peer reach the window at `offset`.
+    PeerMapRequest {
+        /// From `PeerAttach`.
+        peer: u64,
+        /// An open file.
+        handle: u64,
+        /// An offset inside the window.
+        offset: u64,
+        /// 1 if the peer is to write it (the file is open for writing).
+        write: u32,
+        /// Always 0.
+        reserved: u32,
+    }
+}
+
+wire_struct! {
+    /// Reply to `PeerMap`.
+    PeerMapReply {
+        /// The I/O virtual address of the window's first byte.
+        iova: u64,
+        /// Bytes mapped there.
+        len: u64,
+        /// File offset of the window's first byte.
+        first: u64,
+        /// `PLACE_*`.
+        place: u32,
+        /// Why it is there.
+        reason: u32,
+    }
+}
+
+/// `PeerDma` direction: from the window into the peer's local memory.
+pub const DMA_READ: u32 = 1;
+/// `PeerDma` direction: from the peer's local memory into the window.
+pub const DMA_WRITE: u32 = 2;
+
+wire_struct! {
+    /// `PeerDma`.
+    PeerDmaRequest {
+        /// From `PeerAttach`.
+        peer: u64,
+        /// Where in the peer's address space.
+        iova: u64,
+        /// Where in its local memory, in bytes.
+        local: u64,
+        /// Number of bytes.
+        len: u64,
+        /// `DMA_*`.
+        direction: u32,
+        /// Always 0.
+        reserved: u32,
+    }
+}
+
+wire_struct! {
+    /// Reply to `PeerDma`: it went through. (A refused one is a `PeerFault` error.)
+    PeerDmaReply {
+        /// Number of bytes moved.
+        bytes: u64,
+    }
+}
+
+wire_struct! {
+    /// `PeerRevoke`, `PeerDetach`.
+    PeerRequest {
+        /// From `PeerAttach`.
+        peer: u64,
+    }
+}

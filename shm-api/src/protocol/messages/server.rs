@@ -1,0 +1,118 @@
+//! Hello, and what a server says about itself.
+
+use crate::protocol::wire::wire_struct;
+
+wire_struct! {
+    /// A request or reply that says nothing more.
+    Empty {}
+}
+
+wire_struct! {
+    /// `Hello`: what the client speaks.
+    HelloRequest {
+        /// Lowest version the client speaks.
+        min_version: u16,
+        /// Highest version the client speaks.
+        max_version: u16,
+        /// Always 0.
+        reserved: u32,
+    }
+}
+
+/// `cmb_reason`: the CMB came with the reply.
+pub const CMB_GIVEN: u32 = 0;
+/// `cmb_reason`: the device has none (or it is not mappable).
+pub const CMB_NONE: u32 = 1;
+/// `cmb_reason`: a mapping of it spans every file's bytes, so only the server's own uid gets it.
+pub const CMB_OTHER_UID: u32 = 2;
+/// `cmb_reason`: the server was told not to hand it out.
+pub const CMB_OFF: u32 = 3;
+
+wire_struct! {
+    /// Reply to `Hello`. Descriptors, in this order: control page (read-only), the client's slots, the client's rings,
+    /// and the CMB if `cmb_reason` is [`CMB_GIVEN`].
+    HelloReply {
+        /// Length of the control page in bytes.
+        control_len: u64,
+        /// Length of the client's slot region in bytes.
+        slots_len: u64,
+        /// Length of the ring region in bytes.
+        ring_len: u64,
+        /// Length of the CMB in bytes, or 0.
+        cmb_len: u64,
+        /// Offset of the CMB in its descriptor.
+        cmb_offset: u64,
+        /// The filesystem's uuid.
+        uuid: [u8; 16],
+        /// The version to speak.
+        version: u16,
+        /// Always 0.
+        reserved: u16,
+        /// Why the CMB was given or not.
+        cmb_reason: u32,
+        /// The client's uid as the server sees it.
+        uid: u32,
+        /// The client's number on this server.
+        client: u32,
+    }
+}
+
+wire_struct! {
+    /// Reply to `Info`; the device's name follows.
+    InfoReply {
+        /// Capacity of the filesystem in bytes.
+        bytes: u64,
+        /// Bytes free.
+        free_bytes: u64,
+        /// Size of the CMB in bytes, or 0.
+        cmb_bytes: u64,
+        /// The device generation.
+        device_generation: u64,
+        /// The filesystem's uuid.
+        uuid: [u8; 16],
+        /// The server's process id.
+        pid: u32,
+        /// The server's uid.
+        uid: u32,
+        /// Connected clients.
+        clients: u32,
+        /// Milliseconds a silent client delays a revocation at most.
+        grace_ms: u32,
+    }
+}
+
+wire_struct! {
+    /// Reply to `Status`; `reasons` [`PathRecord`](crate::protocol::records::PathRecord)s follow.
+    StatusReply {
+        /// Clients connected now.
+        clients: u64,
+        /// Files open now.
+        open_files: u64,
+        /// Windows resident in the CMB.
+        cmb_windows: u64,
+        /// Windows resident in the host cache.
+        host_windows: u64,
+        /// Bytes of the CMB for windows.
+        cmb_bytes: u64,
+        /// Bytes of it in use.
+        cmb_used: u64,
+        /// Bytes of it that wait for a silent client.
+        cmb_quarantined: u64,
+        /// Window moves since the start.
+        revocations: u64,
+        /// Write sections fenced.
+        fenced: u64,
+        /// Commits.
+        commits: u64,
+        /// Clients that were disconnected for breaking the protocol or not reading.
+        expelled: u64,
+        /// Clients that died without saying goodbye.
+        died: u64,
+        /// The device generation.
+        device_generation: u64,
+        /// Number of records.
+        reasons: u32,
+        /// Always 0.
+        reserved: u32,
+    }
+}
