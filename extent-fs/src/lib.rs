@@ -13,7 +13,7 @@
 //! * `commit`: transactions; `checkpoint`: checkpoints; `mount`: mkfs and mount; `recover`: reading what is on disk
 //! * `verify`, `fault`: what can be wrong; `check`, `repair`, `mend`: finding it and putting it right
 //! * `layout`, `leases`: blocks handed out, recalled and fenced
-//! * `fs`: the mounted filesystem and the calls that only look; `names`, `data`: the calls that change
+//! * `fs`: the mounted filesystem and the calls that only look; `names`, `data`, `space`: the calls that change
 
 mod alloc;
 mod check;
@@ -38,13 +38,13 @@ mod names;
 mod record;
 mod recover;
 mod repair;
+mod space;
 mod state;
 mod superblock;
 mod verify;
 
 pub use check::{CheckOptions, Finding, Outcome, Report, check};
 pub use commit::Ticket;
-pub use data::Falloc;
 pub use error::FsError;
 pub use fault::Fault;
 pub use fs::{Clock, DirEntry, Filesystem, Stat, StatFs};
@@ -55,4 +55,5 @@ pub use layout::{BlockState, Extent, Layout};
 pub use leases::{Access, Lease, Recall};
 pub use mount::{FormatOptions, MountOptions, format, probe, system_time};
 pub use names::{NewInode, SetAttr};
+pub use space::Falloc;
 pub use superblock::VERSION;
