@@ -250,3 +250,55 @@ fn changes_while_a_checkpoint_is_gathered() {
     let report = check(&mut fs.disk().clone(), &CheckOptions::default()).unwrap();
     assert!(report.is_clean() && report.generation > 3, "{report:?}");
 }
+
+#[test]
+fn times_move_as_posix_says_and_attributes_are_kept() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    let mut disk = RamDisk::new(4 << 20);
+    format(&mut disk, &FormatOptions { time: Some(1), ..Default::default() }).unwrap();
+    let now = Arc::new(AtomicU64::new(10));
+    let clock = Arc::clone(&now);
+    let options =
+        MountOptions { clock: Box::new(move || clock.fetch_add(1, Ordering::Relaxed)), ..Default::default() };
+    let mut fs = Filesystem::mount(disk, options).unwrap();
+    let f = fs.create("/f", &NewInode::file()).unwrap();
+    fs.mkdir("/d", &NewInode::directory()).unwrap();
+    fs.write_at(f, 0, &[1; 8192]).unwrap();
+    fs.sync_all().unwrap();
+    // Which of (file mtime, file ctime, directory mtime, directory ctime) a call moves.
+    let moved = |fs: &mut Filesystem<RamDisk>, call: &dyn Fn(&mut Filesystem<RamDisk>)| {
+        let look = |fs: &Filesystem<RamDisk>| {
+            let (f, d) = (fs.stat(f).unwrap(), fs.stat(ROOT).unwrap());
+            assert_eq!(f.atime, 10, "only set_attr moves atime");
+            [f.mtime, f.ctime, d.mtime, d.ctime]
+        };
+        let before = look(fs);
+        let begun = now.load(Ordering::Relaxed);
+        call(fs);
+        let after = look(fs);
+        let new = |i: usize| after[i] != before[i];
+        assert!((0..4).all(|i| !new(i) || after[i] >= begun), "a time went back");
+        [new(0), new(1), new(2), new(3)]
+    };
+    let contents = [true, true, false, false];
+    assert_eq!(moved(&mut fs, &|fs| fs.write_at(f, 0, b"in place").unwrap()), contents);
+    assert_eq!(moved(&mut fs, &|fs| fs.write_at(f, 50_000, b"new").unwrap()), contents);
+    assert_eq!(moved(&mut fs, &|fs| fs.truncate(f, 100).unwrap()), contents);
+    assert_eq!(moved(&mut fs, &|fs| fs.fallocate(f, 0, 9000, Falloc::PunchHole).unwrap()), contents);
+    assert_eq!(moved(&mut fs, &|fs| _ = fs.read_at(f, 0, &mut [0; 50]).unwrap()), [false; 4]);
+    assert_eq!(moved(&mut fs, &|fs| fs.link("/f", "/g").unwrap()), [false, true, true, true]);
+    assert_eq!(moved(&mut fs, &|fs| fs.unlink("/g").unwrap()), [false, true, true, true]);
+    assert_eq!(moved(&mut fs, &|fs| fs.rename("/f", "/d/f").unwrap()), [false, true, true, true]);
+    let set = SetAttr { mode: Some(0o4640), uid: Some(7), gid: Some(8), ..SetAttr::default() };
+    assert_eq!(moved(&mut fs, &|fs| fs.set_attr(f, &set).unwrap()), [false, true, false, false]);
+    fs.set_attr(f, &SetAttr { atime: Some(3), mtime: Some(4), ..SetAttr::default() }).unwrap();
+    let before = fs.stat(f).unwrap();
+    assert_eq!((before.mode, before.uid, before.gid, before.atime, before.mtime), (0o4640, 7, 8, 3, 4));
+    // All of it is in the log, and in a checkpoint.
+    fs.sync_all().unwrap();
+    let mut fs = Filesystem::mount(fs.disk().clone(), MountOptions::default()).unwrap();
+    assert_eq!(fs.stat(f).unwrap(), before);
+    fs.checkpoint_now().unwrap();
+    assert_eq!(remount(fs).stat(f).unwrap(), before);
+}

@@ -66,8 +66,12 @@ fn small_set() -> Vec<Op> {
         Truncate("/a", 9000),
         Punch("/a", 1000, 4000),
         Allocate("/d/b", 0, 16_384),
+        Open("/a"),
+        WriteOpen(2000, 5000, 8),
+        Close,
         Sync("/a"),
         Checkpoint,
+        Trim,
     ]
 }
 
@@ -98,7 +102,7 @@ fn all_sequences_of_one_and_two_operations() {
         }
     }
     println!("{states} crash states");
-    assert!(states > 9_000, "{states}");
+    assert!(states > 12_000, "{states}");
 }
 
 #[test]

@@ -104,7 +104,16 @@ fn no_space_at_any_point_loses_nothing() {
                 Err(FsError::NoSpace { .. }) => {
                     refused += 1;
                     assert!(
-                        !matches!(op, Op::Unlink(_) | Op::Sync(_) | Op::SyncAll | Op::Checkpoint),
+                        !matches!(
+                            op,
+                            Op::Unlink(_)
+                                | Op::Rmdir(_)
+                                | Op::Close
+                                | Op::Sync(_)
+                                | Op::SyncAll
+                                | Op::Checkpoint
+                                | Op::Trim
+                        ),
                         "{op:?}"
                     );
                 }
@@ -117,6 +126,10 @@ fn no_space_at_any_point_loses_nothing() {
                 }
             }
             assert_eq!(fs.verify(), [], "seed {seed}, {op:?}");
+            // Every block is used, free, held back, or has a fixed place: the log, or a checkpoint.
+            let space = fs.statfs();
+            let fixed = space.blocks - space.used - space.free - space.held;
+            assert!((17 + 16 + 1..17 + 16 + 20).contains(&fixed), "seed {seed}, {op:?}: {space:?}");
             let found = read_all(&mut fs);
             matches_window(&found, std::slice::from_ref(&model))
                 .unwrap_or_else(|e| panic!("seed {seed}, {op:?}: {e}"));
