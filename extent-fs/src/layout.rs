@@ -91,7 +91,7 @@ impl<D: Disk> Filesystem<D> {
     pub fn map_blocks(&mut self, ino: Ino, offset: u64, len: u64, access: Access) -> Result<Layout, FsError> {
         let (first, end) = block_range(offset, len)?;
         self.file(ino)?;
-        self.clear_leases(ino, first..end, if access == Access::Write { None } else { Some(Access::Write) })?;
+        self.clear_leases(ino, first..end, access.conflicts())?;
         if access == Access::Write {
             self.io.writable()?;
             let size = self.file(ino)?.size;
@@ -107,6 +107,28 @@ impl<D: Disk> Filesystem<D> {
         let pieces = self.file(ino)?.extents().map(|m| m.range(first, end).collect()).unwrap_or_default();
         let lease = self.leases.grant(ino, access, first..end, pieces);
         Ok(Layout { lease, ino, uuid: self.uuid(), extents })
+    }
+
+    /// What a lease covers now, for a process that was handed the lease.
+    pub fn layout(&mut self, lease: Lease) -> Result<Layout, FsError> {
+        let entry =
+            self.leases.get(lease).map_err(|reason| FsError::StaleLease { lease: lease.id, reason })?;
+        let (ino, ranges) = (entry.ino, entry.ranges.clone());
+        let mut extents = Vec::new();
+        for r in ranges {
+            extents.append(&mut self.query_blocks(ino, r.start * BLOCK, (r.end - r.start) * BLOCK)?);
+        }
+        Ok(Layout { lease, ino, uuid: self.uuid(), extents })
+    }
+
+    /// Begins to recall the leases that are in the way of access to a range by other means, memory windows for example.
+    /// `Ok` when there are none (any more).
+    pub fn make_way(&mut self, ino: Ino, offset: u64, len: u64, access: Access) -> Result<(), FsError> {
+        if self.leases.is_empty() {
+            return Ok(());
+        }
+        let (first, end) = block_range(offset, len)?;
+        self.clear_leases(ino, first..end, access.conflicts())
     }
 
     /// The holder will write these blocks behind our back: no record may vouch for their bytes.
@@ -215,7 +237,7 @@ impl<D: Disk> Filesystem<D> {
     /// One holder gives a lease back; with the last one it ends.
     pub fn release(&mut self, lease: Lease) -> Result<(), FsError> {
         let entry =
-            self.leases.get(lease).map_err(|reason| FsError::StaleLease { lease: lease.id, reason })?;
+            self.leases.known(lease).map_err(|reason| FsError::StaleLease { lease: lease.id, reason })?;
         entry.holders -= 1;
         if entry.holders == 0 {
             self.end_lease(lease.id, 0..MAX_FILE_BLOCKS);
@@ -248,7 +270,7 @@ impl<D: Disk> Filesystem<D> {
     }
 
     /// Fences holders that let their deadline pass. `fence` makes further access of theirs impossible and says whether it
-    /// could; only then the lease ends and its blocks may be reused.
+    /// could; only then the lease ends and its blocks may be reused. Where it could not, see [`sever`](Self::sever).
     pub fn expire_leases(&mut self, mut fence: impl FnMut(&Recall) -> bool) -> usize {
         let mut ended = 0;
         for late in self.leases.overdue(self.now()) {

@@ -16,6 +16,16 @@ pub enum Access {
     Write,
 }
 
+impl Access {
+    /// Which leases are in its way; `None`: all.
+    pub(crate) fn conflicts(self) -> Option<Self> {
+        match self {
+            Self::Read => Some(Self::Write),
+            Self::Write => None,
+        }
+    }
+}
+
 /// A lease as its holders know it. Whoever knows it may use it: it can be handed to other processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Lease {
@@ -51,6 +61,8 @@ pub(crate) struct Entry {
     pub(crate) pieces: Vec<Piece>,
     /// How many hold it.
     pub(crate) holders: u32,
+    /// It ended without its holders: it covers nothing any more, but what they may still touch is not reused.
+    severed: bool,
     recalled: Vec<Blocks>,
     deadline: u64,
     told: bool,
@@ -127,11 +139,16 @@ impl Leases {
                 continue;
             }
             first = first.or(Some(id));
-            if !e.recalled.contains(&range) {
+            for r in &e.ranges {
+                let wanted = r.start.max(range.start)..r.end.min(range.end);
+                let known = e.recalled.iter().any(|k| k.start <= wanted.start && wanted.end <= k.end);
+                if wanted.is_empty() || known {
+                    continue;
+                }
                 if e.recalled.is_empty() {
                     e.deadline = deadline;
                 }
-                e.recalled.push(range.clone());
+                e.recalled.push(wanted);
                 e.told = false;
             }
         }
@@ -148,6 +165,7 @@ impl Leases {
             ranges: vec![range],
             pieces,
             holders: 1,
+            severed: false,
             recalled: Vec::new(),
             deadline: 0,
             told: false,
@@ -157,8 +175,16 @@ impl Leases {
         lease
     }
 
-    /// The lease, if it is valid.
+    /// The lease, if it may be used.
     pub(crate) fn get(&mut self, lease: Lease) -> Result<&mut Entry, String> {
+        match self.known(lease)? {
+            e if e.severed => Err("its holder did not answer a recall in time".to_owned()),
+            e => Ok(e),
+        }
+    }
+
+    /// The lease, if it may be used or at least given back.
+    pub(crate) fn known(&mut self, lease: Lease) -> Result<&mut Entry, String> {
         if lease.device_generation != self.device_generation {
             return Err(format!(
                 "it was given under device generation {}, now it is {}",
@@ -178,6 +204,15 @@ impl Leases {
             self.by_ino.remove(&(ino, id));
         }
         self.unhold(ino)
+    }
+
+    /// Ends the right; what it covered stays out of use until it is given back.
+    pub(crate) fn sever(&mut self, id: u64) {
+        if let Some(e) = self.by_id.get_mut(&id) {
+            e.severed = true;
+            e.ranges.clear();
+            e.recalled.clear();
+        }
     }
 
     /// Ends every lease: nobody can reach the device by one any more. Returns the blocks that waited.

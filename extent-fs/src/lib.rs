@@ -12,7 +12,7 @@
 //! * `alloc`: the free blocks
 //! * `commit`: transactions; `checkpoint`: checkpoints; `mount`: mkfs and mount; `recover`: reading what is on disk
 //! * `verify`, `fault`: what can be wrong; `check`, `repair`, `mend`: finding it and putting it right
-//! * `layout`, `leases`: blocks handed out, recalled and fenced
+//! * `layout`, `leases`, `sever`: blocks handed out, recalled, fenced, and given up
 //! * `fs`: the mounted filesystem and the calls that only look; `names`, `data`, `space`: the calls that change
 
 mod alloc;
@@ -38,6 +38,7 @@ mod names;
 mod record;
 mod recover;
 mod repair;
+mod sever;
 mod space;
 mod state;
 mod superblock;

@@ -250,3 +250,87 @@ fn a_lease_covers_no_more_than_its_range() {
     let reader = r.fs.map_blocks(f, 8192, 4096, Access::Read).unwrap();
     assert_eq!(r.fs.commit_blocks(reader.lease, &reader.extents, None).unwrap_err().errno(), 22);
 }
+
+#[test]
+fn a_recall_names_no_more_than_what_is_in_the_way() {
+    let mut r = rig();
+    let f = r.file("/f", 16, 1);
+    let lease = r.fs.map_blocks(f, 8192, 16_384, Access::Write).unwrap().lease;
+    // Somebody reads from before the lease to its second block, then one block of that, then the rest.
+    let mut buf = [0; 4096];
+    r.fs.make_way(f, 0, 16_384, Access::Read).unwrap_err();
+    assert_eq!(r.fs.take_recalls()[0].ranges, [(8192, 8192)]);
+    r.fs.read_at(f, 12_288, &mut buf).unwrap_err();
+    assert!(r.fs.take_recalls().is_empty(), "it knows already");
+    r.fs.truncate(f, 20_480).unwrap();
+    assert_eq!(r.fs.take_recalls()[0].ranges, [(8192, 8192), (20_480, 4096)]);
+    r.fs.make_way(f, 40_960, 4096, Access::Write).unwrap();
+    // The middle is the holder's still.
+    r.fs.release_range(lease, 8192, 8192).unwrap();
+    r.fs.release_range(lease, 20_480, 4096).unwrap();
+    assert_eq!(r.fs.next_lease_deadline(), None);
+    let left = r.fs.layout(lease).unwrap();
+    assert_eq!(left.extents.iter().map(|e| (e.file_offset, e.blocks)).collect::<Vec<_>>(), [(16_384, 1)]);
+    r.fs.make_way(f, 8192, 8192, Access::Write).unwrap();
+}
+
+#[test]
+fn a_silent_holder_that_cannot_be_fenced_keeps_its_blocks_and_nobody_waiting() {
+    let mut r = rig();
+    let f = r.file("/f", 4, 1);
+    // Four written blocks and four unwritten ones.
+    let layout = r.fs.map_blocks(f, 0, 32_768, Access::Write).unwrap();
+    let mut buf = [0; 4096];
+    assert_eq!(conflict(r.fs.read_at(f, 0, &mut buf)), layout.lease.id);
+    r.later(GRACE);
+    assert_eq!(r.fs.expire_leases(|_| false), 0);
+    r.fs.sever(layout.lease).unwrap();
+    assert_eq!(r.fs.verify(), []);
+    // The file goes on elsewhere; what the holder writes from here on shows nowhere.
+    r.write_direct(&layout, 9);
+    assert_eq!(r.read(f), vec![1; 16_384]);
+    r.fs.write_at(f, 0, &[2; 32_768]).unwrap();
+    r.fs.sync_all().unwrap();
+    assert_eq!(r.read(f), vec![2; 32_768]);
+    let now = r.fs.query_blocks(f, 0, 32_768).unwrap();
+    assert!(now.iter().all(|n| {
+        layout.extents.iter().all(|e| n.lba + n.bytes() / 512 <= e.lba || e.lba + e.bytes() / 512 <= n.lba)
+    }));
+    // The blocks are nobody's until it answers, and it is told what it is no more.
+    assert_eq!(r.fs.statfs().held, 8);
+    let g = r.fs.create("/g", &NewInode::file()).unwrap();
+    let mut at = 0;
+    while r.fs.write_at(g, at, &[4; 4096]).is_ok() {
+        at += 4096;
+    }
+    r.write_direct(&layout, 9);
+    assert!(r.read(g).iter().all(|&b| b == 4), "a severed holder wrote into another file");
+    assert_eq!(r.fs.commit_blocks(layout.lease, &layout.extents, None).unwrap_err().errno(), 116);
+    assert_eq!(r.fs.release_range(layout.lease, 0, 4096).unwrap_err().errno(), 116);
+    assert_eq!(r.fs.share_lease(layout.lease).unwrap_err().errno(), 116);
+    r.fs.release(layout.lease).unwrap();
+    assert_eq!(r.fs.statfs().held, 0);
+    r.fs.write_at(g, at, &[4; 4096]).unwrap();
+    // All of that is what a mount after a kill finds too.
+    r.fs.sync_all().unwrap();
+    let mut r = mount(r.fs.disk().clone());
+    assert_eq!(r.read(f), vec![2; 32_768]);
+}
+
+#[test]
+fn a_severed_reader_costs_nothing_until_the_file_changes() {
+    let mut r = rig();
+    let f = r.file("/f", 8, 1);
+    let before = r.fs.query_blocks(f, 0, 32_768).unwrap();
+    let lease = r.fs.map_blocks(f, 0, 32_768, Access::Read).unwrap().lease;
+    assert_eq!(conflict(r.fs.write_at(f, 0, b"x")), lease.id);
+    r.fs.sever(lease).unwrap();
+    assert_eq!(r.fs.query_blocks(f, 0, 32_768).unwrap(), before);
+    r.fs.write_at(f, 0, b"x").unwrap();
+    // It may still be reading there: nobody else's bytes come to lie where it does.
+    r.fs.truncate(f, 0).unwrap();
+    r.fs.sync_all().unwrap();
+    assert!(r.fs.statfs().held >= 7, "{:?}", r.fs.statfs());
+    r.fs.release(lease).unwrap();
+    assert_eq!(r.fs.statfs().held, 0);
+}
