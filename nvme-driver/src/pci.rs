@@ -158,6 +158,15 @@ pub enum PciError {
     },
 }
 
+/// Memory of another process that cannot be mapped here and is read and written by asking its owner.
+pub trait RemoteMemory: Send + Sync + fmt::Debug {
+    /// Reads `into.len()` bytes at bus address `address`. An error: the owner refused, or did not answer in time.
+    fn read(&self, address: u64, into: &mut [u8]) -> io::Result<()>;
+
+    /// Writes `from` at bus address `address`. When it returns `Ok`, the owner has the bytes.
+    fn write(&self, address: u64, from: &[u8]) -> io::Result<()>;
+}
+
 /// A PCI function: BARs, config space, DMA map and unmap, reset, interrupts.
 pub trait PciFunction: Send + Sync + fmt::Debug {
     /// The name to use in messages: a PCI address, a socket path, an image path.
@@ -201,6 +210,19 @@ pub trait PciFunction: Send + Sync + fmt::Debug {
         iova: u64,
         access: DmaAccess,
     ) -> Result<(), PciError>;
+
+    /// Lets the device reach `len` bytes at `iova` by asking `owner`. Both are multiples of 4 KiB. Only a device that is software
+    /// can do that.
+    fn dma_map_remote(
+        &self,
+        _owner: Arc<dyn RemoteMemory>,
+        _iova: u64,
+        _len: usize,
+        _access: DmaAccess,
+    ) -> Result<(), PciError> {
+        let function = self.name().to_owned();
+        Err(PciError::Unsupported { function, what: "DMA to memory that cannot be mapped" })
+    }
 
     /// Takes exactly one earlier mapping back. When it returns, a DMA to it faults.
     fn dma_unmap(&self, iova: u64, len: usize) -> Result<(), PciError>;

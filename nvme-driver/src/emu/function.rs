@@ -12,7 +12,7 @@ use super::pci_config::Effect;
 use super::registers::{BAR_CMB, BAR_MSIX, BAR_PMR, BAR_REGISTERS, REGISTERS_SIZE};
 use super::state::State;
 use crate::mem::{Mapping, PAGE};
-use crate::pci::{Bar, DmaAccess, PciError, PciFunction};
+use crate::pci::{Bar, DmaAccess, PciError, PciFunction, RemoteMemory};
 use crate::spec::regs::DOORBELLS;
 
 /// What a removed device reads as.
@@ -181,6 +181,21 @@ impl PciFunction for EmulatedController {
         access: DmaAccess,
     ) -> Result<(), PciError> {
         self.domain.map(iova, Arc::clone(memory), offset, len, access).map_err(|e| PciError::DmaMap {
+            function: self.name.clone(),
+            iova,
+            len: len as u64,
+            reason: e.reason,
+        })
+    }
+
+    fn dma_map_remote(
+        &self,
+        owner: Arc<dyn RemoteMemory>,
+        iova: u64,
+        len: usize,
+        access: DmaAccess,
+    ) -> Result<(), PciError> {
+        self.domain.map_remote(iova, owner, len, access).map_err(|e| PciError::DmaMap {
             function: self.name.clone(),
             iova,
             len: len as u64,

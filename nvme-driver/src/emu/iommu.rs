@@ -9,9 +9,10 @@ use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use super::remote::{Remote, RemoteTable};
 use super::session::Session;
 use crate::mem::{Access, Mapping, PAGE};
-use crate::pci::DmaAccess;
+use crate::pci::{DmaAccess, RemoteMemory};
 
 /// The highest address plus one: 48 bits of I/O virtual address.
 const ADDRESS_END: u64 = 1 << 48;
@@ -29,6 +30,8 @@ pub enum FaultReason {
     NotReadable,
     /// The memory is mapped, but not for writing by the device.
     NotWritable,
+    /// The memory is another process', which was asked and refused, or did not answer in time.
+    NoAnswer,
 }
 
 impl fmt::Display for FaultReason {
@@ -37,6 +40,7 @@ impl fmt::Display for FaultReason {
             Self::Unmapped => "nothing is mapped there",
             Self::NotReadable => "the device may not read there",
             Self::NotWritable => "the device may not write there",
+            Self::NoAnswer => "the process whose memory it is refused, or did not answer",
         })
     }
 }
@@ -96,6 +100,8 @@ pub struct Domain {
     name: String,
     /// Sorted by address, not overlapping.
     table: RwLock<Vec<Entry>>,
+    /// What is reached by asking for it. Locked after `table`, if both are.
+    pub(super) remote: RwLock<RemoteTable>,
     bytes_read: AtomicU64,
     bytes_written: AtomicU64,
     fault_count: AtomicU64,
@@ -108,6 +114,7 @@ impl Domain {
         Arc::new(Self {
             name: name.to_owned(),
             table: RwLock::default(),
+            remote: RwLock::default(),
             bytes_read: AtomicU64::new(0),
             bytes_written: AtomicU64::new(0),
             fault_count: AtomicU64::new(0),
@@ -136,13 +143,8 @@ impl Domain {
     ) -> Result<(), DomainError> {
         let len64 = len as u64;
         let refuse = |reason: &str| Err(DomainError { iova, len: len64, reason: reason.to_owned() });
-        let page = PAGE as u64;
-        if len == 0
-            || !len64.is_multiple_of(page)
-            || !iova.is_multiple_of(page)
-            || !offset.is_multiple_of(PAGE)
-        {
-            return refuse("address, offset and length must be multiples of 4 KiB, and the length not 0");
+        if !offset.is_multiple_of(PAGE) {
+            return refuse("the offset must be a multiple of 4 KiB");
         }
         if offset.checked_add(len).is_none_or(|end| end > memory.len()) {
             return refuse("the range is not inside the memory to be mapped");
@@ -150,18 +152,25 @@ impl Domain {
         if access.writable() && memory.access() == Access::ReadOnly {
             return refuse("the memory is mapped read-only in this process, so the device may only read it");
         }
-        let Some(last) = iova.checked_add(len64 - 1) else {
-            return refuse("the range wraps around the address space");
-        };
-        if !Self::iova_ranges().iter().any(|r| r.contains(&iova) && r.contains(&last)) {
-            return refuse("the range is not inside the usable addresses (see iova_ranges)");
-        }
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        let at = table.partition_point(|e| e.iova <= last);
-        if at > 0 && table[at - 1].iova + table[at - 1].len > iova {
-            return refuse("something is already mapped there; unmap it first");
-        }
+        let remote = self.remote.read().unwrap_or_else(PoisonError::into_inner);
+        let at = free_range(&table, &remote, iova, len64)?;
         table.insert(at, Entry { iova, len: len64, memory, offset, access });
+        Ok(())
+    }
+
+    /// Lets the device reach `len` bytes at `iova` by asking `owner`. Both are multiples of 4 KiB.
+    pub fn map_remote(
+        &self,
+        iova: u64,
+        owner: Arc<dyn RemoteMemory>,
+        len: usize,
+        access: DmaAccess,
+    ) -> Result<(), DomainError> {
+        let table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        let mut remote = self.remote.write().unwrap_or_else(PoisonError::into_inner);
+        free_range(&table, &remote, iova, len as u64)?;
+        remote.insert(iova, Remote { len: len as u64, owner, access });
         Ok(())
     }
 
@@ -171,6 +180,15 @@ impl Domain {
         match table.binary_search_by_key(&iova, |e| e.iova) {
             Ok(at) if table[at].len == len as u64 => {
                 table.remove(at);
+                Ok(())
+            }
+            // An access to remote memory holds this lock until it is done.
+            _ if self
+                .remote
+                .write()
+                .unwrap_or_else(PoisonError::into_inner)
+                .remove_exactly(iova, len as u64) =>
+            {
                 Ok(())
             }
             _ => Err(DomainError {
@@ -211,12 +229,13 @@ impl Domain {
 
     /// What was let through and what was refused.
     pub fn counters(&self) -> DomainCounters {
-        let mappings = self.table.read().unwrap_or_else(PoisonError::into_inner).len() as u64;
+        let mapped = self.table.read().unwrap_or_else(PoisonError::into_inner).len();
+        let remote = self.remote.read().unwrap_or_else(PoisonError::into_inner).len();
         DomainCounters {
             bytes_read: self.bytes_read.load(Ordering::Relaxed),
             bytes_written: self.bytes_written.load(Ordering::Relaxed),
             faults: self.fault_count.load(Ordering::Relaxed),
-            mappings,
+            mappings: (mapped + remote) as u64,
         }
     }
 
@@ -252,6 +271,27 @@ impl Domain {
     pub(crate) fn session(&self) -> Session<'_> {
         Session::new(self, self.table.read().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+/// Checks that nothing is mapped in a range and that it may be: the place in `table` of a new entry there.
+fn free_range(table: &[Entry], remote: &RemoteTable, iova: u64, len: u64) -> Result<usize, DomainError> {
+    let refuse = |reason: &str| Err(DomainError { iova, len, reason: reason.to_owned() });
+    let page = PAGE as u64;
+    if len == 0 || !len.is_multiple_of(page) || !iova.is_multiple_of(page) {
+        return refuse("address and length must be multiples of 4 KiB, and the length not 0");
+    }
+    let Some(last) = iova.checked_add(len - 1) else {
+        return refuse("the range wraps around the address space");
+    };
+    if !Domain::iova_ranges().iter().any(|r| r.contains(&iova) && r.contains(&last)) {
+        return refuse("the range is not inside the usable addresses (see iova_ranges)");
+    }
+    let at = table.partition_point(|e| e.iova <= last);
+    let taken = at > 0 && table[at - 1].iova + table[at - 1].len > iova;
+    if taken || remote.overlaps(iova, last) {
+        return refuse("something is already mapped there; unmap it first");
+    }
+    Ok(at)
 }
 
 #[cfg(test)]

@@ -27,8 +27,9 @@
 //! * [`PowerCut`]: what becomes of unflushed writes
 //!
 //! Inside: `state` holds everything and resets it; `registers`, `doorbell`, `pci_config` and `msix` are what the host
-//! sees; `step` fetches, dispatches and completes; `data` and `sgl` find a command's data, `bus` and `session` move it; `admin` and `io` are
-//! the command sets; `held` is what faults do to commands; `namespace`, `cache`, `media`, `file`, `buffered` and `reads` are the drive.
+//! sees; `step` fetches, dispatches and completes; `data` and `sgl` find a command's data, `bus` and `session` move it, `remote`
+//! by asking whoever has it; `admin` and `io` are the command sets; `held` is what faults do to commands; `namespace`, `cache`,
+//! `media`, `file`, `buffered` and `reads` are the drive.
 mod admin;
 mod buffered;
 mod bus;
@@ -52,6 +53,7 @@ mod queue;
 mod ranges;
 mod reads;
 mod registers;
+mod remote;
 mod session;
 mod sgl;
 mod state;

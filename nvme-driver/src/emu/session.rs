@@ -1,11 +1,14 @@
 //! A device's accesses through the emulated IOMMU: translated, checked, counted.
 
 use std::cell::Cell;
+use std::io;
 use std::sync::RwLockReadGuard;
 use std::sync::atomic::Ordering;
 
 use super::iommu::{DmaFault, Domain, Entry, FaultReason};
+use super::remote::{pull, push};
 use crate::mem::Mapping;
+use crate::pci::RemoteMemory;
 
 /// A run of accesses during which the mappings stand still.
 pub(crate) struct Session<'a> {
@@ -50,22 +53,29 @@ impl<'a> Session<'a> {
         Ok((&entry.memory, entry.offset + into as usize, len.min(room)))
     }
 
-    /// Walks a range piece by piece; `each` gets memory, offset in it, offset in the range, and length.
+    /// Walks a range piece by piece; `each` gets the data, memory, offset in it, offset in the range, and length; `remote` the same
+    /// with the owner of remote memory and the address there.
     #[inline]
-    fn walk(
+    fn walk<D>(
         &self,
         iova: u64,
         len: usize,
         write: bool,
-        mut each: impl FnMut(&Mapping, usize, usize, usize),
+        mut data: D,
+        mut each: impl FnMut(&mut D, &Mapping, usize, usize, usize),
+        mut remote: impl FnMut(&mut D, &dyn RemoteMemory, u64, usize, usize) -> io::Result<()>,
     ) -> Result<(), DmaFault> {
         let mut done = 0;
         while done < len {
             let at = iova.wrapping_add(done as u64);
             match self.translate(at, len - done, write) {
                 Ok((memory, offset, n)) => {
-                    each(memory, offset, done, n);
+                    each(&mut data, memory, offset, done, n);
                     done += n;
+                }
+                Err(FaultReason::Unmapped) => {
+                    let ask = |owner: &dyn RemoteMemory, n| remote(&mut data, owner, at, done, n);
+                    done += self.domain.ask(at, len - done, write, ask)?;
                 }
                 Err(reason) => {
                     let fault = DmaFault { iova: at, len: len - done, write, reason };
@@ -86,7 +96,13 @@ impl<'a> Session<'a> {
             let at = iova.wrapping_add(done as u64);
             match self.translate(at, len - done, write) {
                 Ok((_, _, n)) => done += n,
-                Err(reason) => return Err(DmaFault { iova: at, len: len - done, write, reason }),
+                Err(reason) => {
+                    let asked = match reason {
+                        FaultReason::Unmapped => self.domain.may_ask(at, len - done, write),
+                        reason => Err(reason),
+                    };
+                    done += asked.map_err(|reason| DmaFault { iova: at, len: len - done, write, reason })?;
+                }
             }
         }
         Ok(())
@@ -97,36 +113,66 @@ impl<'a> Session<'a> {
     }
 
     pub(crate) fn read(&self, iova: u64, into: &mut [u8]) -> Result<(), DmaFault> {
-        self.walk(iova, into.len(), false, |memory, offset, done, n| {
-            ignore(memory.read(offset, &mut into[done..done + n]));
-        })
+        self.walk(
+            iova,
+            into.len(),
+            false,
+            into,
+            |into, memory, offset, done, n| ignore(memory.read(offset, &mut into[done..done + n])),
+            |into, owner, at, done, n| owner.read(at, &mut into[done..done + n]),
+        )
     }
 
     pub(crate) fn write(&self, iova: u64, from: &[u8]) -> Result<(), DmaFault> {
-        self.walk(iova, from.len(), true, |memory, offset, done, n| {
-            ignore(memory.write(offset, &from[done..done + n]));
-        })
+        self.walk(
+            iova,
+            from.len(),
+            true,
+            from,
+            |from, memory, offset, done, n| ignore(memory.write(offset, &from[done..done + n])),
+            |from, owner, at, done, n| owner.write(at, &from[done..done + n]),
+        )
     }
 
     pub(crate) fn copy_in(&self, iova: u64, from: &Mapping, at: usize, len: usize) -> Result<(), DmaFault> {
-        self.walk(iova, len, true, |memory, offset, done, n| {
-            ignore(from.copy_to(at + done, memory, offset, n));
-        })
+        self.walk(
+            iova,
+            len,
+            true,
+            from,
+            |from, memory, offset, done, n| ignore(from.copy_to(at + done, memory, offset, n)),
+            |from, owner, iova, done, n| push(owner, iova, from, at + done, n),
+        )
     }
 
     pub(crate) fn copy_out(&self, iova: u64, to: &Mapping, at: usize, len: usize) -> Result<(), DmaFault> {
-        self.walk(iova, len, false, |memory, offset, done, n| {
-            ignore(memory.copy_to(offset, to, at + done, n));
-        })
+        self.walk(
+            iova,
+            len,
+            false,
+            to,
+            |to, memory, offset, done, n| ignore(memory.copy_to(offset, to, at + done, n)),
+            |to, owner, iova, done, n| pull(owner, iova, to, at + done, n),
+        )
     }
 
     /// Writes 16 bytes at a 16-byte aligned address so that whoever sees the second half sees the first.
     pub(crate) fn publish(&self, iova: u64, words: [u64; 2]) -> Result<(), DmaFault> {
-        self.walk(iova, 16, true, |memory, offset, _, n| {
-            if n == 16 && offset % 8 == 0 {
-                store_pair(memory, offset, words);
-            }
-        })
+        self.walk(
+            iova,
+            16,
+            true,
+            words,
+            |words, memory, offset, _, n| {
+                if n == 16 && offset % 8 == 0 {
+                    store_pair(memory, offset, *words);
+                }
+            },
+            |words, owner, at, done, n| {
+                let bytes: [u8; 16] = bytemuck::cast(words.map(u64::to_le));
+                owner.write(at, &bytes[done..done + n])
+            },
+        )
     }
 }
 

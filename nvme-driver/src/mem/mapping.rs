@@ -60,6 +60,8 @@ pub struct Mapping {
     access: Access,
     fd: Option<OwnedFd>,
     fd_offset: u64,
+    /// Nobody else has these pages.
+    private: bool,
 }
 
 // SAFETY: the pointer is to memory that lives as long as the value and is not tied to a thread; all access is by racing copies or atomics.
@@ -74,7 +76,7 @@ impl Mapping {
         let got = unsafe {
             mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
         };
-        Self::adopt(got, len, Access::ReadWrite, None, 0, "anonymous memory")
+        Self::adopt(got, len, Access::ReadWrite, true, None, 0)
     }
 
     /// Creates an anonymous file of `len` bytes for good (mode 0600, close-on-exec, sealed against shrinking and growing, open to
@@ -103,23 +105,44 @@ impl Mapping {
     /// Maps `len` bytes of `fd` from `offset`, shared. The caller vouches that the file is at least that long and
     /// cannot shrink (sealed, or a device): a page beyond its end would fault.
     pub fn from_fd(fd: OwnedFd, offset: u64, len: usize, access: Access) -> Result<Arc<Self>, MapError> {
+        let got = Self::map_shared(fd.as_fd(), offset, len, access);
+        Self::adopt(got, len, access, false, Some(fd), offset)
+    }
+
+    /// The same without keeping the descriptor: for whoever maps thousands of ranges that others own, and hands none of them on.
+    pub fn from_borrowed_fd(
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        len: usize,
+        access: Access,
+    ) -> Result<Arc<Self>, MapError> {
+        let got = Self::map_shared(fd, offset, len, access);
+        Self::adopt(got, len, access, false, None, offset)
+    }
+
+    fn map_shared(
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        len: usize,
+        access: Access,
+    ) -> rustix::io::Result<*mut core::ffi::c_void> {
         let prot = match access {
             Access::ReadOnly => ProtFlags::READ,
             Access::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
         };
         // SAFETY: a fresh mapping at an address of the kernel's choice; nobody forms references into it.
-        let got = unsafe { mmap(std::ptr::null_mut(), len, prot, MapFlags::SHARED, &fd, offset) };
-        Self::adopt(got, len, access, Some(fd), offset, "a file descriptor")
+        unsafe { mmap(std::ptr::null_mut(), len, prot, MapFlags::SHARED, fd, offset) }
     }
 
     fn adopt(
         got: rustix::io::Result<*mut core::ffi::c_void>,
         len: usize,
         access: Access,
+        private: bool,
         fd: Option<OwnedFd>,
         fd_offset: u64,
-        what: &str,
     ) -> Result<Arc<Self>, MapError> {
+        let what = if private { "anonymous memory" } else { "a file descriptor" };
         let fail = |source: io::Error| MapError { what: what.to_owned(), len, source };
         let ptr = got.map_err(|e| fail(e.into()))?;
         let Some(ptr) = NonNull::new(ptr.cast::<u8>()) else {
@@ -130,7 +153,7 @@ impl Mapping {
         if let Err(e) = unsafe { madvise(ptr.as_ptr().cast(), len, Advice::LinuxDontFork) } {
             tracing::debug!("MADV_DONTFORK on {what}: {e}");
         }
-        Ok(Arc::new(Self { ptr, len, access, fd, fd_offset }))
+        Ok(Arc::new(Self { ptr, len, access, fd, fd_offset, private }))
     }
 
     /// Locks the pages into memory, so that they neither move nor get swapped out. Bounded by RLIMIT_MEMLOCK.
@@ -210,7 +233,7 @@ impl Mapping {
         let end = offset + len;
         let (first, last) = (offset.next_multiple_of(super::PAGE), end - end % super::PAGE);
         // Shared memory is not ours alone to give back.
-        if self.fd.is_some() || first >= last {
+        if !self.private || first >= last {
             return self.zero(offset, len);
         }
         let pages = self.ptr.as_ptr().wrapping_add(first).cast();
@@ -295,6 +318,20 @@ mod tests {
             assert_eq!(rustix::fs::ftruncate(&fd, len), Err(rustix::io::Errno::PERM), "{len}");
         }
         m.write(8191, b"x").unwrap();
+    }
+
+    #[test]
+    fn shared_memory_is_zeroed_by_discard_whoever_keeps_the_descriptor() {
+        let m = Mapping::memfd("test", 8192).unwrap();
+        let other = Mapping::from_borrowed_fd(m.fd().unwrap().0, 0, 8192, Access::ReadWrite).unwrap();
+        assert!(other.fd().is_none());
+        for shared in [&m, &other] {
+            m.write(0, &[7; 8192]).unwrap();
+            shared.discard(0, 8192).unwrap();
+            let mut got = [1u8; 8192];
+            m.read(0, &mut got).unwrap();
+            assert_eq!(got, [0; 8192]);
+        }
     }
 
     #[test]

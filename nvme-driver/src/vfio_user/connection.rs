@@ -3,13 +3,13 @@
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use serde_json::{Value, json};
 
-use super::protocol::{Fields, HEADER, Header, MAX_DATA, MAX_FDS, Put, command};
-use super::transport::{receive, send};
+use super::protocol::{Fields, Header, MAX_DATA, MAX_FDS, Put, command};
+use super::transport::{Message, receive, send};
 
 /// How long a server may take for a reply.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -109,19 +109,15 @@ impl Connection {
         self.next = self.next.wrapping_add(1);
         let mut bytes = Header::command(id, command, body.len()).to_bytes().to_vec();
         bytes.extend_from_slice(body);
-        send(&self.stream, &bytes, fds)?;
+        let deadline = Instant::now() + PATIENCE;
+        send(&self.stream, &bytes, fds, deadline)?;
         for _ in 0..MAX_INTERRUPTIONS {
-            let mut head = [0; HEADER];
-            let mut fds = Vec::new();
-            receive(&self.stream, &mut head, &mut fds)?;
-            let header = Header::parse(&head);
-            let mut body = vec![0; header.body_len().ok_or(Errno::PROTO)?];
-            receive(&self.stream, &mut body, &mut fds)?;
+            let Message { header, body, fds } = receive(&self.stream, deadline)?;
             if header.is_command() {
                 // DMA by message: never needed, the server has a descriptor for all of our memory.
                 if !header.no_reply() {
                     let refusal = header.reply(0, Some(Errno::NOTSUP)).to_bytes();
-                    send::<OwnedFd>(&self.stream, &refusal, &[])?;
+                    send::<OwnedFd>(&self.stream, &refusal, &[], deadline)?;
                 }
                 continue;
             }

@@ -1,8 +1,9 @@
 //! The client's DMA memory: DMA_MAP and DMA_UNMAP (spec, same names).
 
 use std::collections::BTreeMap;
+use std::io;
 use std::ops::RangeInclusive;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{SealFlags, fcntl_add_seals, fcntl_get_seals, fstat};
@@ -10,9 +11,10 @@ use rustix::io::Errno;
 
 use super::protocol::{Fields, Put};
 use super::regions::errno;
+use super::session::ClientCalls;
 use super::version::MAX_DMA_MAPS;
 use crate::mem::{Access, Mapping, PAGE};
-use crate::pci::{DmaAccess, PciFunction};
+use crate::pci::{DmaAccess, PciError, PciFunction, RemoteMemory};
 
 const MAP_READ: u32 = 1;
 const MAP_WRITE: u32 = 2;
@@ -30,11 +32,46 @@ pub(super) struct DmaRegions {
     regions: BTreeMap<u64, Region>,
     /// Whether memory that the client could shrink under us is accepted: only from a client that could kill us anyway.
     trusted: bool,
+    /// Reaches memory without a descriptor.
+    by_message: Option<Arc<ByMessage>>,
+}
+
+/// The client's memory by DMA_READ and DMA_WRITE.
+#[derive(Debug)]
+struct ByMessage {
+    client: Arc<dyn ClientCalls>,
+    /// Bytes in one message.
+    max: usize,
+}
+
+impl RemoteMemory for ByMessage {
+    fn read(&self, address: u64, into: &mut [u8]) -> io::Result<()> {
+        let mut at = address;
+        for piece in into.chunks_mut(self.max) {
+            self.client.dma_read(at, piece)?;
+            at += piece.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn write(&self, address: u64, from: &[u8]) -> io::Result<()> {
+        let mut at = address;
+        for piece in from.chunks(self.max) {
+            self.client.dma_write(at, piece)?;
+            at += piece.len() as u64;
+        }
+        Ok(())
+    }
 }
 
 impl DmaRegions {
     pub(super) fn new(function: Arc<dyn PciFunction>, trusted: bool) -> Self {
-        Self { function, regions: BTreeMap::new(), trusted }
+        Self { function, regions: BTreeMap::new(), trusted, by_message: None }
+    }
+
+    /// From now on, memory without a descriptor is reached by asking `client`, for at most `max` bytes at a time.
+    pub(super) fn ask(&mut self, client: Arc<dyn ClientCalls>, max: usize) {
+        self.by_message = Some(Arc::new(ByMessage { client, max }));
     }
 
     /// Answers DMA_MAP.
@@ -62,8 +99,7 @@ impl DmaRegions {
         }
         let mut fds = fds.into_iter();
         let mapped = match (fds.next(), fds.next()) {
-            // Reachable by message only. The controller's DMA does not go there: it faults like any address that is not mapped.
-            (None, _) => Vec::new(),
+            (None, _) => self.give_remote(iova..=last, access)?,
             (Some(fd), None) => self.give(fd, file_offset, iova..=last, access)?,
             (Some(_), Some(_)) => return Err(Errno::INVAL),
         };
@@ -71,7 +107,7 @@ impl DmaRegions {
         Ok(Vec::new())
     }
 
-    /// Maps a descriptor and gives the function those parts of the range that its IOMMU accepts.
+    /// Maps a descriptor and gives it to the function.
     fn give(
         &self,
         fd: OwnedFd,
@@ -92,16 +128,40 @@ impl DmaRegions {
             return Err(Errno::INVAL);
         }
         let ours = if access.writable() { Access::ReadWrite } else { Access::ReadOnly };
-        let memory = Mapping::from_fd(fd, file_offset, len, ours)
+        // Without the descriptor: a client may have more regions than we may have open files.
+        let memory = Mapping::from_borrowed_fd(fd.as_fd(), file_offset, len, ours)
             .map_err(|e| Errno::from_io_error(&e.source).unwrap_or(Errno::NOMEM))?;
+        self.map_usable(range, |first, len| {
+            self.function.dma_map(&memory, (first - iova) as usize, len, first, access)
+        })
+    }
+
+    /// Gives the function memory that is reached by message. A function that cannot do that faults there, as where nothing is mapped.
+    fn give_remote(&self, range: RangeInclusive<u64>, access: DmaAccess) -> Result<Vec<(u64, usize)>, Errno> {
+        let Some(owner) = &self.by_message else { return Ok(Vec::new()) };
+        let given = self.map_usable(range, |first, len| {
+            self.function.dma_map_remote(Arc::clone(owner) as Arc<dyn RemoteMemory>, first, len, access)
+        });
+        match given {
+            Err(Errno::NOTSUP) => Ok(Vec::new()),
+            given => given,
+        }
+    }
+
+    /// Has `map` give the function those parts of the range that its IOMMU accepts: all or none of them.
+    fn map_usable(
+        &self,
+        range: RangeInclusive<u64>,
+        map: impl Fn(u64, usize) -> Result<(), PciError>,
+    ) -> Result<Vec<(u64, usize)>, Errno> {
         let mut mapped = Vec::new();
         for usable in self.function.iova_ranges() {
-            let (first, last) = (iova.max(*usable.start()), (*range.end()).min(*usable.end()));
+            let (first, last) = ((*range.start()).max(*usable.start()), (*range.end()).min(*usable.end()));
             if first >= last {
                 continue;
             }
-            let (offset, len) = ((first - iova) as usize, (last - first) as usize + 1);
-            if let Err(e) = self.function.dma_map(&memory, offset, len, first, access) {
+            let len = (last - first) as usize + 1;
+            if let Err(e) = map(first, len) {
                 tracing::debug!("DMA_MAP of {len:#x} bytes at {first:#x}: {e}");
                 self.take_back(&mapped);
                 return Err(errno(&e));

@@ -13,12 +13,12 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use super::protocol::{HEADER, Header};
-use super::session::Session;
-use super::transport::{receive, send};
+use super::link::Link;
+use super::session::{ClientCalls, Session};
+use super::transport::Message;
 use crate::pci::{PciError, PciFunction};
 
-/// How long a client may leave a message half sent, or a reply unread, before it is dropped.
+/// How long a client may leave a message half sent, a reply unread, or a DMA by message unanswered, before it is dropped.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Steps in a row that found nothing to do, after which an idle server sleeps between looks at the doorbells.
 const SPIN: u32 = 20_000;
@@ -79,9 +79,9 @@ impl Server {
     }
 
     /// Serves clients, one after the other, until `stop`. Steps the function where it needs that.
-    pub fn run(&self, stop: &AtomicBool) -> Result<(), ServeError> {
+    pub fn run(&self, stop: &Arc<AtomicBool>) -> Result<(), ServeError> {
         let mut idle = 0u32;
-        let mut client: Option<(UnixStream, Session)> = None;
+        let mut client: Option<Client> = None;
         while !stop.load(Ordering::Relaxed) {
             let needs_step = self.function.needs_step() && client.is_some();
             if needs_step && self.function.step() {
@@ -94,7 +94,9 @@ impl Server {
             }
             let wait = Timespec {
                 tv_sec: 0,
-                tv_nsec: if !needs_step {
+                tv_nsec: if client.as_ref().is_some_and(|c| c.link.has_waiting()) {
+                    0
+                } else if !needs_step {
                     50_000_000
                 } else if idle < SPIN {
                     0
@@ -102,18 +104,19 @@ impl Server {
                     500_000
                 },
             };
-            let waiting = client.as_ref().map_or_else(|| self.listener.as_fd(), |(stream, _)| stream.as_fd());
+            let waiting = client.as_ref().map_or_else(|| self.listener.as_fd(), |c| c.link.stream().as_fd());
             let mut fds = [PollFd::from_borrowed_fd(waiting, PollFlags::IN)];
             match poll(&mut fds, Some(&wait)) {
+                Ok(0) if client.as_ref().is_some_and(|c| c.link.has_waiting()) => {}
                 Ok(0) | Err(Errno::INTR) => continue,
                 Ok(_) => {}
                 Err(e) => return Err(ServeError::Wait { path: self.path.clone(), source: e.into() }),
             }
             idle = 0;
             match &mut client {
-                None => client = self.accept()?,
-                Some((stream, session)) => {
-                    if let Err(e) = serve_one(stream, session) {
+                None => client = self.accept(stop)?,
+                Some(c) => {
+                    if let Err(e) = c.serve_one() {
                         tracing::info!("vfio-user client of {}: {e}", self.path.display());
                         client = None;
                     }
@@ -123,36 +126,44 @@ impl Server {
         Ok(())
     }
 
-    fn accept(&self) -> Result<Option<(UnixStream, Session)>, ServeError> {
+    fn accept(&self, stop: &Arc<AtomicBool>) -> Result<Option<Client>, ServeError> {
         let Ok((stream, _)) = self.listener.accept() else { return Ok(None) };
-        let patient = stream.set_nonblocking(false).is_ok()
-            && stream.set_read_timeout(Some(PATIENCE)).is_ok()
-            && stream.set_write_timeout(Some(PATIENCE)).is_ok();
-        if !patient {
-            return Ok(None);
-        }
         let trusted = rustix::net::sockopt::socket_peercred(&stream)
             .is_ok_and(|peer| peer.uid.is_root() || peer.uid == rustix::process::geteuid());
-        Ok(Some((stream, Session::new(Arc::clone(&self.function), trusted)?)))
+        let Ok(link) = Link::new(stream, Arc::clone(stop), PATIENCE) else { return Ok(None) };
+        let link = Arc::new(link);
+        let calls = Arc::clone(&link) as Arc<dyn ClientCalls>;
+        let session = Session::new(Arc::clone(&self.function), trusted, Some(calls))?;
+        Ok(Some(Client { link, session }))
+    }
+}
+
+/// A client that is connected.
+struct Client {
+    link: Arc<Link>,
+    session: Session,
+}
+
+impl Client {
+    /// Receives one message, if one is there, and answers it. An error means that the connection is over.
+    fn serve_one(&mut self) -> Result<(), Errno> {
+        let Some(Message { header, body, fds }) = self.link.next()? else { return Ok(()) };
+        match self.session.handle(header, &body, fds)? {
+            Some(reply) => self.link.reply(&reply),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        // First: the session's end waits for the function, which may wait for the client.
+        self.link.close();
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.path);
-    }
-}
-
-/// Receives one message, answers it. An error means that the connection is over.
-fn serve_one(stream: &UnixStream, session: &mut Session) -> Result<(), Errno> {
-    let mut fds = Vec::new();
-    let mut head = [0u8; HEADER];
-    receive(stream, &mut head, &mut fds)?;
-    let header = Header::parse(&head);
-    let mut body = vec![0; header.body_len().ok_or(Errno::PROTO)?];
-    receive(stream, &mut body, &mut fds)?;
-    match session.handle(header, &body, fds)? {
-        Some(reply) => send(stream, &reply.bytes, &reply.fds),
-        None => Ok(()),
     }
 }

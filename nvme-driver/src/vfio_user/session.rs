@@ -1,6 +1,7 @@
 //! One client's view of a function: messages in, replies out. No I/O happens here but on the function itself.
 
 use std::fmt;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -25,11 +26,24 @@ pub struct Reply {
     pub fds: Vec<OwnedFd>,
 }
 
+/// What a session asks of its client.
+pub trait ClientCalls: Send + Sync + fmt::Debug {
+    /// DMA_READ (spec, "VFIO_USER_DMA_READ"): one message, at most as long as the client takes.
+    fn dma_read(&self, address: u64, into: &mut [u8]) -> io::Result<()>;
+
+    /// DMA_WRITE (spec, "VFIO_USER_DMA_WRITE"): the same.
+    fn dma_write(&self, address: u64, from: &[u8]) -> io::Result<()>;
+
+    /// Opens the socket for calls from now on, and gives its other end (spec, "Version", `twin_socket`). Called at most once.
+    fn twin(&self) -> io::Result<OwnedFd>;
+}
+
 /// One client's view of a function. When it is dropped, the client's memory and eventfds are let go of; the function's
 /// state is kept for the next client (spec, "Client Disconnection"), only its bus mastering is turned off.
 pub struct Session {
     function: Arc<dyn PciFunction>,
     agreed: Option<Agreed>,
+    client: Option<Arc<dyn ClientCalls>>,
     regions: Regions,
     memory: DmaRegions,
     interrupts: Interrupts,
@@ -48,15 +62,35 @@ type Answer = Result<(Vec<u8>, Vec<OwnedFd>), Errno>;
 
 impl Session {
     /// A session with a client. `trusted`: DMA memory that cannot be sealed against shrinking is accepted (a client that shrinks
-    /// it kills this process with SIGBUS; so only from one that could do that anyway).
-    pub fn new(function: Arc<dyn PciFunction>, trusted: bool) -> Result<Self, PciError> {
+    /// it kills this process with SIGBUS; so only from one that could do that anyway). `client`: how to reach memory without a
+    /// descriptor; without it, the function's DMA there faults.
+    pub fn new(
+        function: Arc<dyn PciFunction>,
+        trusted: bool,
+        client: Option<Arc<dyn ClientCalls>>,
+    ) -> Result<Self, PciError> {
         Ok(Self {
             regions: Regions::new(Arc::clone(&function))?,
             memory: DmaRegions::new(Arc::clone(&function), trusted),
             interrupts: Interrupts::new(Arc::clone(&function)),
             function,
             agreed: None,
+            client,
         })
+    }
+
+    /// The handshake is refused by closing the connection (spec, "Versioning and Feature Support").
+    fn shake_hands(&mut self, body: &[u8]) -> Result<(Vec<u8>, Vec<OwnedFd>), Errno> {
+        let (agreed, reply) = negotiate(body, self.client.is_some())?;
+        let mut fds = Vec::new();
+        if let Some(client) = &self.client {
+            if agreed.twin_socket {
+                fds.push(client.twin().map_err(|_| Errno::MFILE)?);
+            }
+            self.memory.ask(Arc::clone(client), agreed.max_data);
+        }
+        self.agreed = Some(agreed);
+        Ok((reply, fds))
     }
 
     /// Handles one message. `None`: the client wants no reply. An error: the connection must be closed, since the client breaks
@@ -65,13 +99,8 @@ impl Session {
         if !header.is_command() || header.body_len() != Some(body.len()) {
             return Err(Errno::PROTO);
         }
-        // The handshake is refused by closing the connection (spec, "Versioning and Feature Support").
         let answer = match (header.command, self.agreed) {
-            (command::VERSION, None) => {
-                let (agreed, reply) = negotiate(body)?;
-                self.agreed = Some(agreed);
-                Ok((reply, Vec::new()))
-            }
+            (command::VERSION, None) => Ok(self.shake_hands(body)?),
             (_, None) => return Err(Errno::PROTO),
             (_, Some(agreed)) => self.answer(header.command, agreed, body, fds),
         };

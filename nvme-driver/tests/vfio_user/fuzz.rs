@@ -109,7 +109,7 @@ fn random_messages_never_crash_a_session() {
     let mut random = Random(Xoshiro256PlusPlus::seed_from_u64(seed));
     let controller = EmulatedController::new(&config()).unwrap();
     let open = || {
-        let mut session = Session::new(controller.function(), false).unwrap();
+        let mut session = Session::new(controller.function(), false, None).unwrap();
         let version = b"\0\0\0\0{\"capabilities\":{\"write_multiple\":true}}\0";
         session.handle(Header::command(0, command::VERSION, version.len()), version, Vec::new()).unwrap();
         session

@@ -4,8 +4,11 @@
 //! * `raw`: the client
 //! * `handshake`, `device`, `dma`: what the protocol specification asks for, section by section
 //! * `nvme`: an admin queue brought up by hand through the socket
+//! * `by_message`: the same in memory without a descriptor, read and written by DMA_READ and DMA_WRITE
 //! * `client`: our client, on our server and on servers that misbehave; and the `vfio_user` crate's client on our server
 //! * `fuzz`: random messages (`CMBFS_SEED`, `CMBFS_FUZZ_MESSAGES`)
+#[cfg(test)]
+mod by_message;
 #[cfg(test)]
 mod client;
 #[cfg(test)]

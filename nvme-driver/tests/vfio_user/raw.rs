@@ -39,7 +39,10 @@ pub(crate) fn config() -> Config {
 
 impl Served {
     pub(crate) fn new() -> Self {
-        let controller = EmulatedController::new(&config()).unwrap();
+        Self::with(EmulatedController::new(&config()).unwrap())
+    }
+
+    pub(crate) fn with(controller: Arc<EmulatedController>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("cntrl");
         let server = Server::bind(&path, controller.function()).unwrap();
@@ -78,6 +81,10 @@ impl Client {
     pub(crate) fn open(path: &Path) -> Self {
         let stream = UnixStream::connect(path).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        Self::over(stream)
+    }
+
+    pub(crate) fn over(stream: UnixStream) -> Self {
         Self { stream, id: 100 }
     }
 
@@ -93,23 +100,10 @@ impl Client {
         assert_eq!(sent, bytes.len());
     }
 
+    /// The next message, which is a reply.
     pub(crate) fn receive(&mut self) -> (Header, Vec<u8>, Vec<OwnedFd>) {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(64))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let mut head = [0u8; 16];
-        let got = recvmsg(&self.stream, &mut [IoSliceMut::new(&mut head)], &mut control, RecvFlags::empty())
-            .unwrap();
-        assert_eq!(got.bytes, 16, "the server closed the connection");
-        let mut fds = Vec::new();
-        for message in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(more) = message {
-                fds.extend(more);
-            }
-        }
-        let header = Header::parse(&head);
+        let (header, body, fds) = self.receive_any().expect("the server closed the connection");
         assert!(header.is_reply());
-        let mut body = vec![0; header.size as usize - 16];
-        self.stream.read_exact(&mut body).unwrap();
         if header.is_error() {
             assert!(
                 body.is_empty() && header.error != 0,
@@ -117,6 +111,29 @@ impl Client {
             );
         }
         (header, body, fds)
+    }
+
+    /// The next message; `None`: the server has hung up.
+    pub(crate) fn receive_any(&mut self) -> Option<(Header, Vec<u8>, Vec<OwnedFd>)> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(64))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut head = [0u8; 16];
+        let got = recvmsg(&self.stream, &mut [IoSliceMut::new(&mut head)], &mut control, RecvFlags::empty())
+            .unwrap();
+        if got.bytes == 0 {
+            return None;
+        }
+        assert_eq!(got.bytes, 16, "headers come in one piece");
+        let mut fds = Vec::new();
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(more) = message {
+                fds.extend(more);
+            }
+        }
+        let header = Header::parse(&head);
+        let mut body = vec![0; header.size as usize - 16];
+        self.stream.read_exact(&mut body).unwrap();
+        Some((header, body, fds))
     }
 
     pub(crate) fn call(
@@ -148,7 +165,10 @@ impl Client {
 
     /// Whether the server has hung up.
     pub(crate) fn is_closed(&mut self) -> bool {
-        matches!(self.stream.read(&mut [0]), Ok(0) | Err(_))
+        match self.stream.read(&mut [0]) {
+            Ok(n) => n == 0,
+            Err(e) => e.kind() == std::io::ErrorKind::ConnectionReset,
+        }
     }
 
     pub(crate) fn read(&mut self, region: u32, offset: u64, count: u32) -> Vec<u8> {
