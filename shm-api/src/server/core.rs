@@ -69,9 +69,10 @@ impl Core {
     ) -> Result<Self, ServerError> {
         let grace = u64::try_from(options.grace.as_nanos()).unwrap_or(u64::MAX);
         let config = Config { grace, host_limit: options.host_cache, ..Config::default() };
-        let backing = FileBacking::new(fs);
+        let mut backing = FileBacking::new(fs);
         let cmb = backing.fs.disk().cmb().cloned();
         let windows = Windows::new(cmb, config)?;
+        backing.announce_resets(windows.reset_signal());
         Ok(Self {
             backing,
             windows,
@@ -120,6 +121,11 @@ impl Core {
                     busy = true;
                     let Some((id, to)) = job.to else { continue };
                     let Some(session) = sessions.get_mut(&id) else { continue };
+                    if let Work::Commit { handle, losses, .. } = job.work
+                        && let Some(file) = session.files.get_mut(&handle)
+                    {
+                        file.losses = losses;
+                    }
                     if let (Err(_), Work::Truncate { opened: Some((reply, _)), .. }) = (&result, &job.work)
                         && let Err(e) = self.close(session, reply.handle, now)
                     {
