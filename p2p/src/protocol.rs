@@ -1,5 +1,5 @@
 //! The steps of the protocol, each with its memory orderings, over words of any kind: the shared pages in production,
-//! loom's atomics in the models (`tests/loom.rs`). Both run exactly this code.
+//! loom's atomics in the models (`tests/loom`). Both run exactly this code.
 //!
 //! Every order that matters is argued in `docs/revocation.md` under the name it has here.
 
@@ -276,15 +276,11 @@ pub fn publish<M: Memory>(guard: Guard<'_, M::Word>, odd: u64, place: Place) -> 
     odd + 1
 }
 
-/// Server, or whoever resets its device: moves every window at once. Returns the device generation from before. What the CMB may lose
-/// next is lost after the fence: a reader that copied any of it finds the device generation changed.
-pub fn move_device<M: Memory>(device: &M::Word) -> u64 {
-    let mut before = device.load(Ordering::Relaxed);
-    while let Err(now) = device.compare_exchange(before, before + 1, Ordering::Release, Ordering::Relaxed) {
-        before = now;
-    }
+/// Server: moves every window at once.
+pub fn move_device<M: Memory>(device: &M::Word, generation: u64) -> u64 {
+    device.store(generation + 1, Ordering::Release);
     M::fence(Fence::Publish);
-    before
+    generation + 1
 }
 
 /// Server: takes the dirty bits. Acquire: their bytes come with them.

@@ -17,7 +17,7 @@ pub enum Point {
 }
 
 /// Seeded refusals. The default refuses nothing.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Refusals {
     rng: Xoshiro256PlusPlus,
     per_mille: u16,

@@ -5,6 +5,7 @@ mod common;
 use common::{GRACE, Rig, config, pattern, writing};
 use nvme_driver::mem::Mapping;
 use nvme_driver::pci::DmaAccess;
+use p2p::backing::{Backing, BackingError};
 use p2p::counters::Reason;
 use p2p::layout::Home;
 use p2p::peer::{EmulatedEngine, Mapper, PeerError};
@@ -96,6 +97,49 @@ fn a_peer_that_does_not_drain_is_cut_off_after_the_grace() {
     engine.step(1);
     assert!(matches!(engine.take_result(stuck), Some(p2p::peer::CopyState::Failed(_))));
     assert_eq!(c.read(hold.handle, 0, 4).0, Outcome::Copied(Home::Host));
+}
+
+/// A drive during whose last write-back a peer reads the window.
+struct Peeking<'a> {
+    drive: &'a mut common::Drive,
+    engine: EmulatedEngine,
+    iova: u64,
+    saw: Vec<bool>,
+}
+
+impl Backing for Peeking<'_> {
+    fn read_to_cmb(&mut self, o: u64, f: u64, at: usize, len: usize) -> Result<(), BackingError> {
+        self.drive.read_to_cmb(o, f, at, len)
+    }
+    fn read_to_host(&mut self, o: u64, f: u64, into: &mut [u8]) -> Result<(), BackingError> {
+        self.drive.read_to_host(o, f, into)
+    }
+    fn write_from_cmb(&mut self, o: u64, f: u64, at: usize, n: usize) -> Result<(), BackingError> {
+        self.saw.push(self.engine.domain().copy_out(self.iova, self.engine.local(), 0, 64).is_ok());
+        self.drive.write_from_cmb(o, f, at, n)
+    }
+    fn write_from_host(&mut self, o: u64, f: u64, from: &[u8]) -> Result<(), BackingError> {
+        self.drive.write_from_host(o, f, from)
+    }
+}
+
+/// As for readers: what a fenced writer stores after the last copy is lost, and whoever had seen it would see older bytes next.
+#[test]
+fn a_reading_peer_never_sees_a_fenced_writers_late_stores() {
+    let (mut rig, c, hold) = rig();
+    let engine = EmulatedEngine::new("dma0", W).unwrap();
+    let peer = rig.windows.register_peer(Box::new(engine.clone()));
+    let m = map(&mut rig, peer, hold.handle.index, false);
+    let mut slot = c.slots.take().unwrap();
+    let section = slot.write(&c.control, writing(&hold), &c.view).unwrap();
+    engine.copy(m.iova, 0, 64, false).unwrap();
+    let mut drive = Peeking { drive: &mut rig.drive, engine, iova: m.iova, saw: Vec::new() };
+    let ticket = rig.windows.evict(&Scope::Object(7), &mut drive, 0).unwrap();
+    rig.windows.poll(&mut drive, 2 * GRACE);
+    assert_eq!(drive.saw, [false], "its DMA faults from before the last copy on");
+    rig.windows.poll(&mut drive, 4 * GRACE);
+    assert!(matches!(rig.windows.progress(ticket), Some(Progress::Done(_))));
+    assert_eq!(section.finish(), Finished::Revoked);
 }
 
 #[test]

@@ -150,8 +150,10 @@ impl Windows {
                 && let Some(w) = self.windows.get_mut(word.window() as usize).and_then(Option::as_deref_mut)
                 && w.holders.iter().any(|h| h.client == client.0 && h.dirty_word.is_some())
             {
-                // A fenced section's late stores went to a place that is none any more; an active one's are in the window.
-                if word.state() == SectionState::Active && w.home != Home::None {
+                // A fenced section's late stores went to a place that is none any more, unless its move is not over and may yet be
+                // given up; an active one's are in the window.
+                let here = word.state() == SectionState::Active || w.moving.is_some();
+                if here && w.home != Home::None {
                     w.dirty.add_all();
                 }
                 if let Some(m) = w.moving.as_mut() {

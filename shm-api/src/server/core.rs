@@ -68,11 +68,15 @@ impl Core {
         options: &ServerOptions,
     ) -> Result<Self, ServerError> {
         let grace = u64::try_from(options.grace.as_nanos()).unwrap_or(u64::MAX);
-        let config = Config { grace, host_limit: options.host_cache, ..Config::default() };
-        let mut backing = FileBacking::new(fs);
+        let config = Config {
+            grace,
+            host_limit: options.host_cache,
+            refusals: options.refusals.clone(),
+            ..Config::default()
+        };
+        let backing = FileBacking::new(fs);
         let cmb = backing.fs.disk().cmb().cloned();
         let windows = Windows::new(cmb, config)?;
-        backing.announce_resets(windows.reset_signal());
         Ok(Self {
             backing,
             windows,
@@ -121,11 +125,6 @@ impl Core {
                     busy = true;
                     let Some((id, to)) = job.to else { continue };
                     let Some(session) = sessions.get_mut(&id) else { continue };
-                    if let Work::Commit { handle, losses, .. } = job.work
-                        && let Some(file) = session.files.get_mut(&handle)
-                    {
-                        file.losses = losses;
-                    }
                     if let (Err(_), Work::Truncate { opened: Some((reply, _)), .. }) = (&result, &job.work)
                         && let Err(e) = self.close(session, reply.handle, now)
                     {

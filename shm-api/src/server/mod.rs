@@ -38,6 +38,7 @@ use std::time::Duration;
 
 use extent_fs::{Filesystem, FsError};
 use nvme_driver::disk::Disk;
+use p2p::refusal::Refusals;
 use p2p::windows::WindowsError;
 
 pub use crate::transport::listener::ListenError;
@@ -56,6 +57,8 @@ pub struct ServerOptions {
     pub grace: Duration,
     /// Bytes of host memory for the cache.
     pub host_cache: u64,
+    /// Placements to refuse at random: every one may be, and no byte changes (P4). Refuses nothing unless a test says so.
+    pub refusals: Refusals,
 }
 
 impl ServerOptions {
@@ -66,6 +69,7 @@ impl ServerOptions {
             window_size: p2p::layout::DEFAULT_WINDOW,
             grace: Duration::from_millis(20),
             host_cache: 1 << 30,
+            refusals: Refusals::default(),
         }
     }
 }

@@ -1,0 +1,17 @@
+//! The whole protocol as a model, searched exhaustively for small counts: a server with several revokers, two clients that may stop (they
+//! simply do not go on) or die at any step, a reader, a writing and a reading peer, commit, truncation with a layout out, re-promotion, and
+//! drive commands that time out. Memory is sequentially consistent here: what weak memory adds is loom's part (`tests/loom`).
+//!
+//! * `state`: the world, and its normal form
+//! * `steps`: what each party does
+//! * `protocol`: what may happen when, and what must always hold
+//! * `searches`: the searches
+//! * `broken`: what the search must notice
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+#![allow(unreachable_pub, reason = "rooms of one test")]
+
+mod broken;
+mod protocol;
+mod searches;
+mod state;
+mod steps;

@@ -1,0 +1,238 @@
+//! What may happen when, and what must always hold.
+
+use stateright::{Model, Property};
+
+use crate::broken::Broken;
+use crate::state::{At, Client, Owner, POISON, Peer, Phase, Reader, Slot, State, Want};
+
+/// One step of one party.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Do {
+    /// A revoker asks; its first write-back may time out.
+    Revoke(Want, bool),
+    Truncate,
+    Commit(bool),
+    Fill(u8, bool),
+    Freeze,
+    /// All writers have answered, or the grace is over: those who have not are fenced.
+    Drained,
+    LastCopy(bool),
+    Publish,
+    Enter(usize, Slot),
+    Client(usize),
+    Die(usize),
+    Reap(usize),
+    Read,
+    MapWriter,
+    MapReader,
+    PeerWrites,
+    PeerReads,
+    WriteLands,
+    ReadLands,
+    /// A command that timed out is through, or its controller was reset.
+    LateCommand,
+    /// The last layout comes back, and no command is out: the cut blocks are freed.
+    ReturnLayout,
+}
+
+/// What may happen how often, and which rule is broken.
+#[derive(Clone, Debug)]
+pub struct Protocol {
+    pub revocations: u8,
+    pub fills: u8,
+    pub sections: [u8; 2],
+    /// Clients may borrow as well as write.
+    pub borrows: bool,
+    pub reads: u8,
+    pub commits: u8,
+    pub deaths: u8,
+    pub truncations: u8,
+    pub peer_writes: u8,
+    pub peer_reads: u8,
+    pub time_outs: u8,
+    pub broken: Broken,
+}
+
+impl Protocol {
+    fn may_fail(s: &State) -> bool {
+        s.time_outs > 0 && s.command.is_none()
+    }
+
+    /// What others may ask of the server now.
+    fn requests(s: &State, actions: &mut Vec<Do>) {
+        let (may_fail, idle) = (Self::may_fail(s), s.phase == Phase::Idle);
+        if s.home.is_some() {
+            if s.revocations > 0 {
+                actions.extend([Do::Revoke(Want::Elsewhere, false), Do::Revoke(Want::Nowhere, false)]);
+                if may_fail && idle && s.would_write() {
+                    actions.push(Do::Revoke(Want::Nowhere, true));
+                }
+            }
+            if s.commits > 0 && s.would_write() {
+                actions.push(Do::Commit(false));
+                if may_fail {
+                    actions.push(Do::Commit(true));
+                }
+            }
+            if s.truncations > 0 {
+                actions.push(Do::Truncate);
+            }
+        } else if s.fills > 0
+            && let Some(page) = (0..).zip(&s.owner).find(|(_, o)| **o == Owner::Free).map(|(p, _)| p)
+        {
+            actions.push(Do::Fill(page, false));
+            if may_fail {
+                actions.push(Do::Fill(page, true));
+            }
+        }
+    }
+}
+
+impl Model for Protocol {
+    type State = State;
+    type Action = Do;
+
+    fn init_states(&self) -> Vec<State> {
+        let client =
+            |n: usize| Client { at: At::Out, slot: Slot::Idle, note: None, sections: self.sections[n] };
+        let peer = |dmas| Peer { mapped: None, flying: None, maps: dmas, dmas };
+        let state = State {
+            frozen: false,
+            place: Some(0),
+            home: Some(0),
+            pages: [0, POISON, POISON],
+            owner: [Owner::Window, Owner::Free, Owner::Free],
+            drive: 0,
+            dirty: false,
+            bit: false,
+            phase: Phase::Idle,
+            dest: None,
+            changed: false,
+            discard: false,
+            next: None,
+            cut_next: false,
+            truncating: false,
+            clients: [client(0), client(1)],
+            newest: 0,
+            reader: Reader::Idle,
+            writing_peer: peer(self.peer_writes),
+            reading_peer: peer(self.peer_reads),
+            command: None,
+            layout: self.truncations > 0,
+            recalled: false,
+            reads: self.reads,
+            revocations: self.revocations,
+            fills: self.fills,
+            commits: self.commits,
+            truncations: self.truncations,
+            deaths: self.deaths,
+            time_outs: self.time_outs,
+            wrong: None,
+        };
+        vec![state.normal()]
+    }
+
+    fn actions(&self, s: &State, actions: &mut Vec<Do>) {
+        if s.wrong.is_some() {
+            return;
+        }
+        let may_fail = Self::may_fail(s);
+        let idle = s.phase == Phase::Idle;
+        // The server is one thread, and from fencing to publication it does nothing else.
+        let busy = matches!(s.phase, Phase::Drained(_) | Phase::LastCopied(_));
+        match s.phase {
+            Phase::Idle => {}
+            Phase::Copied => actions.push(Do::Freeze),
+            Phase::Draining(_) => actions.push(Do::Drained),
+            Phase::Drained(_) | Phase::Stuck(_) => {
+                actions.push(Do::LastCopy(false));
+                if may_fail && s.dest.is_none() && s.would_write() {
+                    actions.push(Do::LastCopy(true));
+                }
+            }
+            Phase::LastCopied(_) => actions.push(Do::Publish),
+        }
+        if !busy {
+            Self::requests(s, actions);
+        }
+        for (c, client) in s.clients.iter().enumerate() {
+            match client.at {
+                At::Out if client.sections == 0 => {}
+                At::Out => {
+                    actions.push(Do::Enter(c, Slot::Write));
+                    if self.borrows {
+                        actions.push(Do::Enter(c, Slot::Borrow));
+                    }
+                }
+                At::Dead if busy => {}
+                At::Dead => actions.push(Do::Reap(c)),
+                _ => {
+                    actions.push(Do::Client(c));
+                    if s.deaths > 0 {
+                        actions.push(Do::Die(c));
+                    }
+                }
+            }
+        }
+        if s.reads > 0 || s.reader != Reader::Idle {
+            actions.push(Do::Read);
+        }
+        let frozen = !matches!(s.phase, Phase::Idle | Phase::Copied);
+        for (peer, map, submit, lands) in [
+            (&s.writing_peer, Do::MapWriter, Do::PeerWrites, Do::WriteLands),
+            (&s.reading_peer, Do::MapReader, Do::PeerReads, Do::ReadLands),
+        ] {
+            if peer.maps > 0 && peer.mapped.is_none() && idle && s.home.is_some() {
+                actions.push(map);
+            }
+            // A writing peer is told to stop with the freeze.
+            let told = frozen && submit == Do::PeerWrites && self.broken != Broken::PeerStays;
+            if peer.dmas > 0 && peer.mapped.is_some() && peer.flying.is_none() && !told {
+                actions.push(submit);
+            }
+            if peer.flying.is_some() {
+                actions.push(lands);
+            }
+        }
+        if s.command.is_some() {
+            actions.push(Do::LateCommand);
+        }
+        if s.recalled && s.layout && s.command.is_none() {
+            actions.push(Do::ReturnLayout);
+        }
+    }
+
+    fn next_state(&self, last: &State, action: Do) -> Option<State> {
+        let mut s = *last;
+        self.step(&mut s, action);
+        let s = s.normal();
+        (s != *last).then_some(s)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::<Self>::always("P1, P2 and P7", |_, s| s.wrong.is_none()),
+            Property::<Self>::always("P3: a move always can go on, whoever is silent", |m, s| {
+                let server = [Do::Freeze, Do::Drained, Do::LastCopy(false), Do::Publish];
+                let mut actions = Vec::new();
+                m.actions(s, &mut actions);
+                s.phase == Phase::Idle
+                    || s.wrong.is_some()
+                    || actions.iter().any(|a| server.contains(a) && m.next_state(s, *a).is_some())
+            }),
+            Property::<Self>::always("P3: who is out or dead for sure claims nothing", |_, s| {
+                let claims =
+                    |mask: u8| (0..2).any(|c: usize| mask & (1 << c) != 0 && s.clients[c].at == At::Out);
+                !s.owner.iter().any(|o| matches!(o, Owner::Quarantined(m) if claims(*m)))
+            }),
+            Property::<Self>::always("nothing published is lost", |_, s| match (s.phase, s.home) {
+                (Phase::Idle | Phase::Copied, Some(home)) => s.pages[home as usize] >= s.newest,
+                (Phase::Idle, None) => s.drive >= s.newest,
+                _ => true,
+            }),
+            Property::<Self>::always("P10: only a truncation ends a layout", |m, s| {
+                m.truncations == 0 || s.layout || s.recalled
+            }),
+        ]
+    }
+}

@@ -1,0 +1,88 @@
+//! The searches: every party alone with the revokers, then all together.
+
+use stateright::{Checker, Model};
+
+use crate::broken::Broken;
+use crate::protocol::Protocol;
+
+/// Two writers and two revokers.
+pub const SMALL: Protocol = Protocol {
+    revocations: 2,
+    fills: 0,
+    sections: [1, 1],
+    borrows: false,
+    reads: 0,
+    commits: 0,
+    deaths: 0,
+    truncations: 0,
+    peer_writes: 0,
+    peer_reads: 0,
+    time_outs: 0,
+    broken: Broken::Nothing,
+};
+
+/// Everybody.
+const ALL: Protocol = Protocol {
+    revocations: 2,
+    fills: 1,
+    sections: [1, 1],
+    borrows: true,
+    reads: 1,
+    commits: 1,
+    deaths: 1,
+    truncations: 1,
+    peer_writes: 1,
+    peer_reads: 1,
+    time_outs: 1,
+    broken: Broken::Nothing,
+};
+
+fn holds(name: &str, model: Protocol) {
+    let checker = model.checker().spawn_bfs().join();
+    println!(
+        "{name}: {} states, {} unique, depth {}",
+        checker.state_count(),
+        checker.unique_state_count(),
+        checker.max_depth()
+    );
+    checker.assert_properties();
+}
+
+#[test]
+fn two_writers_a_reader_and_two_revokers() {
+    holds("two writers", Protocol { reads: 2, fills: 1, commits: 1, ..SMALL });
+}
+
+#[test]
+fn borrowers_and_deaths() {
+    holds("borrowers and deaths", Protocol { borrows: true, deaths: 2, reads: 1, ..SMALL });
+}
+
+#[test]
+fn truncation_during_moves() {
+    holds("truncation", Protocol { truncations: 1, reads: 1, commits: 1, ..SMALL });
+}
+
+#[test]
+fn peers() {
+    holds("peers", Protocol { peer_writes: 2, peer_reads: 1, sections: [1, 0], reads: 1, ..SMALL });
+}
+
+#[test]
+fn a_command_that_times_out() {
+    let model = Protocol { time_outs: 1, commits: 1, fills: 1, reads: 1, ..SMALL };
+    holds("time-out", model);
+}
+
+/// Everybody at once, with one client.
+#[test]
+fn everybody_and_one_client() {
+    holds("everybody, one client", Protocol { sections: [1, 0], revocations: 1, fills: 0, ..ALL });
+}
+
+/// Everybody at once, with two.
+#[test]
+#[ignore = "long: cargo test --profile test-fast -p p2p --test whole_protocol -- --ignored --nocapture"]
+fn everything_at_once() {
+    holds("everything", ALL);
+}

@@ -1,0 +1,64 @@
+//! The storm: everything that this is about at once, in real processes, and every byte verified.
+//!
+//! A server on an emulated drive whose commands fail, stall, are late, are lost and answered twice, with placements refused at random; a CMB
+//! of a quarter of the working set and a host cache of half of it; four client processes that read, write and commit, two of them each
+//! with a peer that does DMA; a revoker at full speed; and somebody who stops and kills clients in the middle of whatever they do.
+//!
+//! * `board`: the model: what the processes tell each other about every word, outside of what is tested
+//! * `client`: a client, with or without a peer
+//! * `serve`: the server and its bad drive, and what is on the drive in the end
+//! * `run`: the revoker, the stops and kills, and the sums
+//!
+//! Each 8-byte word says which version of which word of which window it is. Whoever reads demands of every word: that it is this word
+//! (not torn, no other's, not poison), that it is at least as new as what was published before the read and as what any process
+//! has read of this very word (not stale), and no newer than what was begun. Pages that a revocation freed are filled with poison by the
+//! revoker, which demands that all of it is there (no late store, no late DMA). At the end the drive must hold at least what
+//! was published and what was seen (nothing lost).
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
+#![allow(unreachable_pub, reason = "rooms of one test")]
+
+mod board;
+mod client;
+#[path = "../common/mod.rs"]
+mod common;
+mod run;
+mod serve;
+
+use std::io::Write;
+
+use run::{Size, storm};
+
+#[test]
+fn helper_process() {
+    let Some((role, args)) = common::role() else { return };
+    match role.as_str() {
+        "serve" => serve::serve(&args),
+        "client" => client::client(&args),
+        other => panic!("no role {other}"),
+    }
+    std::io::stdout().flush().unwrap();
+    std::process::exit(0);
+}
+
+fn seed() -> u64 {
+    std::env::var("SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(0x5eed_0012)
+}
+
+/// Ten seconds and more under `tests/run`, a look at it in a quick run.
+#[test]
+fn a_storm() {
+    let full = std::env::var_os("CMBFS_SKIPS").is_some();
+    storm(seed(), if full { Size::TEN_SECONDS } else { Size::SHORT });
+}
+
+/// Another storm each time, or the one that `SEED` names.
+#[test]
+#[ignore = "a minute: cargo test --profile test-fast -p shm-api --test storm -- --ignored --nocapture"]
+fn a_minute_of_storm() {
+    let from_clock = || {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        u64::from(now.subsec_nanos())
+    };
+    let chosen = std::env::var_os("SEED").is_some();
+    storm(if chosen { seed() } else { from_clock() }, Size::MINUTE);
+}
