@@ -22,12 +22,19 @@ pub(crate) struct Checkpoint {
     carried: usize,
     /// Bytes of the ring that it makes free.
     frees: u64,
+    /// Blocks of the checkpoint before it, which it makes free.
+    old_blocks: u64,
 }
 
 impl Checkpoint {
     /// The blocks that it takes.
     pub(crate) fn places(&self) -> &[Place] {
         &self.places
+    }
+
+    /// Blocks that it gives back when it is done.
+    pub(crate) fn old_blocks(&self) -> u64 {
+        self.old_blocks
     }
 }
 
@@ -99,8 +106,10 @@ impl<D: Disk> Filesystem<D> {
             ..self.sb.clone()
         };
         self.state.begin_capture();
+        let old_blocks = self.places.iter().map(|p| p.blocks).sum();
+        let frees = self.ring.used;
         self.checkpoint =
-            Some(Checkpoint { sb, places, next: 0, left: bytes, carried: 0, frees: self.ring.used });
+            Some(Checkpoint { sb, places, next: 0, left: bytes, carried: 0, frees, old_blocks });
         Ok(())
     }
 

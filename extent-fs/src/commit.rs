@@ -77,6 +77,11 @@ impl<D: Disk> Filesystem<D> {
     /// Notes that a file's contents changed in place: its times go into the next record.
     pub(crate) fn touch(&mut self, ino: Ino, time: u64) -> Result<(), FsError> {
         self.state.set_times(ino, time);
+        self.note_times(ino)
+    }
+
+    /// Notes that an inode's times in memory are newer than those in the log.
+    pub(crate) fn note_times(&mut self, ino: Ino) -> Result<(), FsError> {
         if self.txn.times.last() != Some(&ino) && !self.txn.times.contains(&ino) {
             self.txn.times.push(ino);
             if self.txn.times.len() >= MAX_TIMES {
@@ -167,8 +172,7 @@ impl<D: Disk> Filesystem<D> {
         if self.txn.flush_data {
             self.io.flush()?;
         }
-        let guards: Vec<Guard> = self.txn.guards.iter().map(|(&block, &crc)| Guard { block, crc }).collect();
-        let body_len = guards.len() * GUARD + self.txn.items.len();
+        let body_len = self.txn.guards.len() * GUARD + self.txn.items.len();
         let unit = usize::try_from(self.ring.unit).unwrap_or(BLOCK_LEN);
         let len = (HEADER + body_len).next_multiple_of(unit) as u64;
         if self.make_room(len)? {
@@ -178,10 +182,11 @@ impl<D: Disk> Filesystem<D> {
                 epoch: self.ring.epoch,
                 prev_crc: self.ring.prev_crc,
                 body_len: body_len as u32,
-                guards: guards.len() as u32,
+                guards: self.txn.guards.len() as u32,
                 items: self.txn.count,
             };
-            let crc = record::encode(&header, &guards, &self.txn.items, self.seed, unit, &mut self.record);
+            let guards = self.txn.guards.iter().map(|(&block, &crc)| Guard { block, crc });
+            let crc = record::encode(&header, guards, &self.txn.items, self.seed, unit, &mut self.record);
             for (at, range) in self.ring.pieces(len) {
                 if !range.is_empty() {
                     self.io.write(at, &self.record[range])?;
@@ -189,7 +194,8 @@ impl<D: Disk> Filesystem<D> {
             }
             self.io.flush()?;
             self.ring.advance(len, crc);
-            self.guarded = guards.into_iter().map(|g| g.block).collect();
+            self.guarded.clear();
+            self.guarded.extend(self.txn.guards.keys());
         }
         self.settle();
         self.checkpoint_step(len)

@@ -232,7 +232,7 @@ impl<D: Disk> Filesystem<D> {
     /// Free blocks that must stay free so that the next checkpoint fits, if the metadata grows by `growth` bytes.
     pub(crate) fn reserve(&self, growth: u64) -> u64 {
         // A checkpoint under way gives the blocks of the one before it back.
-        let back = self.checkpoint.as_ref().map_or(0, |_| self.places.iter().map(|p| p.blocks).sum());
+        let back = self.checkpoint.as_ref().map_or(0, Checkpoint::old_blocks);
         let splits = extent_growth(self.state.unwritten);
         blocks_for(self.state.cost + splits + growth).saturating_sub(back)
     }

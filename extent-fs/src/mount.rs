@@ -24,6 +24,8 @@ use crate::verify::verify;
 const MIN_BLOCKS: u64 = 64;
 /// Smallest log in blocks.
 const MIN_LOG_BLOCKS: u64 = 16;
+/// Blocks of the log that one write makes zeros.
+const ZEROS_AT_ONCE: usize = 64;
 
 /// How to make a filesystem.
 #[derive(Clone, Debug)]
@@ -160,6 +162,13 @@ pub fn format<D: Disk>(disk: &mut D, options: &FormatOptions) -> Result<(), FsEr
         io.write(at, &[0; BLOCK_LEN])?;
     }
     io.flush()?;
+    // Written, not only told to be zeros: below a sparse file or a thin volume each block of the log has its place from now on,
+    // and a sync makes nothing durable but what it wrote.
+    let zeros = vec![0; BLOCK_LEN * ZEROS_AT_ONCE];
+    for first in (0..log_blocks).step_by(ZEROS_AT_ONCE) {
+        let blocks = (log_blocks - first).min(ZEROS_AT_ONCE as u64);
+        io.write((FIRST_LOG_BLOCK + first) * BLOCK, &zeros[..(blocks * BLOCK) as usize])?;
+    }
     io.write(place.block * BLOCK, &bytes)?;
     io.flush()?;
     write_superblocks(&sb, |at, bytes| io.write(at, bytes).and_then(|()| io.flush()))

@@ -35,7 +35,7 @@ pub(crate) const GUARD: usize = 16;
 /// Builds a record in `out`, padded to `unit`; returns its CRC.
 pub(crate) fn encode(
     header: &Header,
-    guards: &[Guard],
+    guards: impl Iterator<Item = Guard>,
     items: &[u8],
     seed: Seed,
     unit: usize,

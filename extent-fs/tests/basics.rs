@@ -302,3 +302,44 @@ fn times_move_as_posix_says_and_attributes_are_kept() {
     fs.checkpoint_now().unwrap();
     assert_eq!(remount(fs).stat(f).unwrap(), before);
 }
+
+#[test]
+fn the_log_is_zeros_after_mkfs_whatever_was_there() {
+    let mut disk = RamDisk::from_image(vec![0xee; 4 << 20], 512);
+    format(&mut disk, &FormatOptions { log_bytes: Some(300 << 10), ..Default::default() }).unwrap();
+    let log = 17 * 4096..(17 + 75) * 4096;
+    assert!(disk.bytes[log.clone()].iter().all(|&b| b == 0), "a block of the log was not written");
+    assert_eq!(disk.bytes[log.end + 4096], 0xee, "more than the log was written");
+}
+
+#[test]
+fn overwriting_whole_blocks_moves_times_and_nothing_else() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    let mut disk = RamDisk::new(4 << 20);
+    format(&mut disk, &FormatOptions { time: Some(1), ..Default::default() }).unwrap();
+    let time = Arc::new(AtomicU64::new(10));
+    let clock = Arc::clone(&time);
+    let options =
+        MountOptions { clock: Box::new(move || clock.load(Ordering::Relaxed)), ..Default::default() };
+    let mut fs = Filesystem::mount(disk, options).unwrap();
+    let f = fs.create("/f", &NewInode::file()).unwrap();
+    fs.write_at(f, 0, &[1; 3 * 4096]).unwrap();
+    // The first record vouches for the blocks, the second knows the first durable: from here on they may be overwritten.
+    fs.sync_all().unwrap();
+    fs.create("/g", &NewInode::file()).unwrap();
+    fs.sync_all().unwrap();
+    let before = (fs.stat(f).unwrap(), fs.query_blocks(f, 0, 3 * 4096).unwrap());
+    time.store(20, Ordering::Relaxed);
+    fs.write_at(f, 4096, &[2; 4096]).unwrap();
+    let want = Stat { mtime: 20, ctime: 20, ..before.0 };
+    assert_eq!((fs.stat(f).unwrap(), fs.query_blocks(f, 0, 3 * 4096).unwrap()), (want, before.1));
+    fs.sync_all().unwrap();
+    // Not unmounted: what the sync made durable is all there is.
+    let disk = fs.disk().clone();
+    let mut fs = Filesystem::mount(disk, MountOptions::default()).unwrap();
+    assert_eq!(fs.stat(f).unwrap(), want);
+    let bytes = contents(&mut fs, "/f");
+    assert!(bytes[..4096].iter().all(|&b| b == 1) && bytes[8192..].iter().all(|&b| b == 1));
+    assert!(bytes[4096..8192].iter().all(|&b| b == 2));
+}
