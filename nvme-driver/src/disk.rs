@@ -146,6 +146,15 @@ pub enum DiskError {
         /// Why not.
         reason: String,
     },
+    /// The device was reset before a write from its CMB was over: the data there is gone. Per block, the medium has the old
+    /// bytes or the new ones.
+    #[error("{op} at LBA {lba} was cut short by a reset of the device, and its data in the CMB is gone")]
+    CmbLost {
+        /// What was asked.
+        op: Op,
+        /// First logical block.
+        lba: u64,
+    },
     /// The system refused.
     #[error("{op} at LBA {lba}: {source}")]
     Io {
@@ -172,6 +181,9 @@ pub struct CmbMemory {
     /// See `read_data`.
     pub write_data: bool,
 }
+
+/// Called just before a device is reset. It must be quick, and not use the device.
+pub type ResetHook = Arc<dyn Fn() + Send + Sync>;
 
 /// A block device.
 pub trait Disk: Send {
@@ -201,13 +213,21 @@ pub trait Disk: Send {
         None
     }
 
+    /// Has `hook` called before each reset of the device, whoever asks for it, from any thread. Nothing in the CMB can be relied on
+    /// from that call on: the specification promises nothing about its contents across a reset. (A device that fails for good, or is
+    /// gone, is reset in vain, so the call comes then too.) One hook per disk; it goes with the disk.
+    fn on_reset(&mut self, hook: ResetHook) {
+        // Without a CMB there is nothing to lose.
+        let _ = hook;
+    }
+
     /// Reads `len` bytes from `lba` straight into the CMB at `offset`: no byte passes host memory.
     fn read_to_cmb(&mut self, lba: u64, offset: usize, len: usize) -> Result<(), DiskError> {
         let _ = (lba, offset, len);
         Err(DiskError::Cmb { name: self.name().to_owned(), op: Op::Read, reason: "it has none".to_owned() })
     }
 
-    /// Writes `len` bytes at `lba` straight from the CMB at `offset`.
+    /// Writes `len` bytes at `lba` straight from the CMB at `offset`. Not sent again after a reset: [`DiskError::CmbLost`].
     fn write_from_cmb(&mut self, lba: u64, offset: usize, len: usize) -> Result<(), DiskError> {
         let _ = (lba, offset, len);
         Err(DiskError::Cmb { name: self.name().to_owned(), op: Op::Write, reason: "it has none".to_owned() })
@@ -238,6 +258,9 @@ impl<D: Disk + ?Sized> Disk for Box<D> {
     }
     fn cmb(&self) -> Option<&CmbMemory> {
         (**self).cmb()
+    }
+    fn on_reset(&mut self, hook: ResetHook) {
+        (**self).on_reset(hook);
     }
     fn read_to_cmb(&mut self, lba: u64, offset: usize, len: usize) -> Result<(), DiskError> {
         (**self).read_to_cmb(lba, offset, len)
@@ -271,6 +294,9 @@ impl<D: Disk + ?Sized> Disk for &mut D {
     }
     fn cmb(&self) -> Option<&CmbMemory> {
         (**self).cmb()
+    }
+    fn on_reset(&mut self, hook: ResetHook) {
+        (**self).on_reset(hook);
     }
     fn read_to_cmb(&mut self, lba: u64, offset: usize, len: usize) -> Result<(), DiskError> {
         (**self).read_to_cmb(lba, offset, len)

@@ -376,3 +376,39 @@ fn random_faults_end_in_the_right_bytes_or_in_a_typed_error() {
         rig.is_well();
     }
 }
+
+#[test]
+fn a_reset_is_announced_before_the_cmb_is_lost_and_writes_from_it_are_not_sent_again() {
+    let mut rig = rig();
+    let cmb = Arc::clone(&rig.disk.cmb().unwrap().memory);
+    let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+    rig.disk.on_reset({
+        let (cmb, seen) = (Arc::clone(&cmb), Arc::clone(&seen));
+        Arc::new(move || {
+            let mut first = [0; 1];
+            cmb.read(0, &mut first).unwrap();
+            seen.lock().unwrap().push(first[0]);
+        })
+    });
+    // Longer than one command: what was not in flight yet must not be sent from the emptied CMB either.
+    cmb.write(0, &[0xaa; 256 * BLOCK]).unwrap();
+    rig.inject(Rule::once(Target::io(NvmOpcode::Write as u8), Fault::Fatal));
+    let error = rig.disk.write_from_cmb(100, 0, 256 * BLOCK).unwrap_err();
+    assert!(matches!(error, DiskError::CmbLost { .. }), "{error}");
+    assert_eq!(*seen.lock().unwrap(), [0xaa], "once, while the bytes were still there");
+    let mut first = [1; 1];
+    cmb.read(0, &mut first).unwrap();
+    assert_eq!(first, [0]);
+    let mut got = vec![0; 256 * BLOCK];
+    rig.disk.read(100, &mut got).unwrap();
+    for (n, block) in got.chunks(BLOCK).enumerate() {
+        assert!(block[0] == 0xaa || block[0] == pattern(100 + n), "block {n} has neither old nor new bytes");
+    }
+    // Reads into the CMB are sent again.
+    rig.inject(Rule::once(Target::io(READ), Fault::Fatal));
+    rig.disk.read_to_cmb(7, 0, BLOCK).unwrap();
+    cmb.read(0, &mut first).unwrap();
+    assert_eq!(first, [pattern(7)]);
+    assert_eq!(seen.lock().unwrap().len(), 2);
+    rig.is_well();
+}

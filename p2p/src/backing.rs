@@ -48,4 +48,9 @@ pub trait Backing {
 
     /// Host memory to drive.
     fn write_from_host(&mut self, object: u64, offset: u64, from: &[u8]) -> Result<(), BackingError>;
+
+    /// A reset of the device has been dealt with: what lies in the CMB from here on is good. Between a reset and this call
+    /// [`write_from_cmb`](Self::write_from_cmb) must fail rather than write what the reset left there; that matters to a backing
+    /// that does something else with the device first, in the same call.
+    fn reset_noticed(&mut self) {}
 }

@@ -126,6 +126,10 @@ impl ControlPages {
         self.u64(header::DEVICE_GENERATION).load(Ordering::Acquire)
     }
 
+    pub(crate) fn device_word(&self) -> &AtomicU64 {
+        self.u64(header::DEVICE_GENERATION)
+    }
+
     /// Whether the server that writes these pages lives.
     #[inline]
     pub fn server_alive(&self) -> bool {

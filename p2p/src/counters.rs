@@ -124,6 +124,8 @@ pub struct Counters {
     pub reclaimed_bytes: u64,
     /// Bytes of dirty pages that were lost with their device.
     pub lost_bytes: u64,
+    /// Resets of the device that were dealt with.
+    pub resets: u64,
     /// Windows pushed out of the CMB to make room.
     pub evicted: u64,
     /// Placements that were refused altogether.

@@ -276,11 +276,15 @@ pub fn publish<M: Memory>(guard: Guard<'_, M::Word>, odd: u64, place: Place) -> 
     odd + 1
 }
 
-/// Server: moves every window at once.
-pub fn move_device<M: Memory>(device: &M::Word, generation: u64) -> u64 {
-    device.store(generation + 1, Ordering::Release);
+/// Server, or whoever resets its device: moves every window at once. Returns the device generation from before. What the CMB may lose
+/// next is lost after the fence: a reader that copied any of it finds the device generation changed.
+pub fn move_device<M: Memory>(device: &M::Word) -> u64 {
+    let mut before = device.load(Ordering::Relaxed);
+    while let Err(now) = device.compare_exchange(before, before + 1, Ordering::Release, Ordering::Relaxed) {
+        before = now;
+    }
     M::fence(Fence::Publish);
-    generation + 1
+    before
 }
 
 /// Server: takes the dirty bits. Acquire: their bytes come with them.

@@ -62,10 +62,15 @@ impl Report {
         )?;
         let (used, quarantined) = (Bytes(s.cmb_used), Bytes(s.cmb_quarantined));
         writeln!(out, "CMB          {used} used of {}, {quarantined} quarantined", Bytes(s.cmb_bytes))?;
+        writeln!(out, "host cache   {} used of {}", Bytes(s.host_bytes), Bytes(s.host_limit))?;
         writeln!(out, "windows      {} in the CMB, {} in the host cache", s.cmb_windows, s.host_windows)?;
         writeln!(out, "revocations  {}, of them {} write sections fenced", s.revocations, s.fenced)?;
         writeln!(out, "commits      {}", s.commits)?;
         writeln!(out, "lost         {} clients died, {} were expelled", s.died, s.expelled)?;
+        if s.resets > 0 {
+            let lost = Bytes(s.lost_bytes);
+            writeln!(out, "resets       {} of the device; {lost} not committed went with its CMB", s.resets)?;
+        }
         writeln!(out, "generation   {}", s.device_generation)?;
         if !s.paths.is_empty() {
             writeln!(out)?;

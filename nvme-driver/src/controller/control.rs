@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use super::bringup::{Kept, State, bring_up};
@@ -13,6 +13,7 @@ use super::registers::Registers;
 use super::{ControllerError, ControllerOptions, Env};
 use crate::clock::Clock;
 use crate::cmb::CmbStatus;
+use crate::disk::ResetHook;
 use crate::dma::DmaArena;
 use crate::io_queue::IoQueue;
 use crate::iova::IovaAllocator;
@@ -39,6 +40,8 @@ struct Control {
     free_qids: BTreeSet<u16>,
     /// Why it was given up, if it was.
     dead: Option<String>,
+    /// Who is told before a reset.
+    reset_hooks: Vec<Weak<dyn Fn() + Send + Sync>>,
 }
 
 impl Controller {
@@ -61,7 +64,12 @@ impl Controller {
             }
         };
         let cmb = kept.cmb.clone().unwrap_or(CmbStatus::Absent("it was not looked for".to_owned()));
-        let control = Control { kept, free_qids: (1..=identity.io_queues).collect(), dead: None };
+        let control = Control {
+            kept,
+            free_qids: (1..=identity.io_queues).collect(),
+            dead: None,
+            reset_hooks: Vec::new(),
+        };
         Ok(Arc::new(Self {
             env,
             identity,
@@ -135,6 +143,11 @@ impl Controller {
     /// How it is run.
     pub fn options(&self) -> &ControllerOptions {
         &self.env.options
+    }
+
+    /// Has `hook` called before each reset, for as long as its owner keeps it. It must not use the controller.
+    pub(crate) fn on_reset(&self, hook: &ResetHook) {
+        self.lock().reset_hooks.push(Arc::downgrade(hook));
     }
 
     /// How often it has been reset.
@@ -266,6 +279,7 @@ impl Controller {
             return Ok(());
         }
         tracing::warn!("{}: resetting the controller", self.name());
+        control.reset_hooks.retain(|hook| hook.upgrade().inspect(|hook| hook()).is_some());
         let result = bring_up(&self.env, &mut control.kept).and_then(|now| self.same(&now));
         if let Err(e) = &result {
             control.dead = Some(e.to_string());

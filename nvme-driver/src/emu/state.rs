@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rustix::fs::{SealFlags, fcntl_add_seals};
+use rustix::fs::{FallocateFlags, SealFlags, fallocate, fcntl_add_seals};
 use rustix::io::Errno;
 
 use super::admin::Admin;
@@ -263,12 +263,26 @@ impl State {
     fn controller_reset(&mut self) {
         self.counters.resets += 1;
         self.forget_work();
+        self.lose_cmb();
         let cc = self.regs.cc;
         let stuck = self.faults.stuck == Some(Stuck::Disabling);
         self.regs.csts = Csts::new().with_rdy(stuck).with_nssro(self.regs.csts.nssro());
         self.regs.int_mask = 0;
         // The other fields of CC stay as the host wrote them with EN = 0.
         self.regs.cc = cc;
+    }
+
+    /// Nothing promises that the CMB keeps its contents across a reset, so here it never does.
+    fn lose_cmb(&self) {
+        let Some(cmb) = &self.cmb else { return };
+        let punched = cmb.fd().map(|(fd, offset)| {
+            fallocate(fd, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, cmb.len() as u64)
+        });
+        if !matches!(punched, Some(Ok(())))
+            && let Err(e) = cmb.zero(0, cmb.len())
+        {
+            tracing::error!("CMB: {e}");
+        }
     }
 
     pub(super) fn forget_work(&mut self) {
@@ -288,6 +302,7 @@ impl State {
     pub(super) fn function_reset(&mut self) {
         self.counters.resets += 1;
         self.forget_work();
+        self.lose_cmb();
         self.regs.function_reset();
         self.pci.reset();
         self.msix.reset();
@@ -297,11 +312,6 @@ impl State {
     pub(super) fn power_on(&mut self) {
         self.function_reset();
         self.regs.power_on();
-        if let Some(cmb) = &self.cmb
-            && let Err(e) = cmb.zero(0, cmb.len())
-        {
-            tracing::error!("CMB: {e}");
-        }
     }
 
     /// See [`EmulatedController::power_cut`](super::EmulatedController::power_cut).

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::controller::{Controller, ControllerError};
-use crate::disk::{CmbMemory, Disk, DiskError, Geometry, Op};
+use crate::disk::{CmbMemory, Disk, DiskError, Geometry, Op, ResetHook};
 use crate::dma::DmaBuffer;
 use crate::io_queue::IoQueue;
 use crate::lock::ImageLock;
@@ -40,6 +40,17 @@ pub struct Recoveries {
     pub protocol_errors: u64,
 }
 
+/// A closure that only its owner's life matters of.
+struct KeptHook {
+    _hook: ResetHook,
+}
+
+impl std::fmt::Debug for KeptHook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ResetHook")
+    }
+}
+
 /// A namespace of an NVMe controller as a disk. Keeps its controller alive.
 #[derive(Debug)]
 pub struct NvmeDisk {
@@ -64,6 +75,8 @@ pub struct NvmeDisk {
     watch: recover::Watch,
     recoveries: Recoveries,
     dead: Option<String>,
+    /// Kept for the controller, which calls it.
+    reset_hook: Option<KeptHook>,
     _lock: Option<Arc<ImageLock>>,
 }
 
@@ -109,6 +122,7 @@ impl NvmeDisk {
             watch: recover::Watch::default(),
             recoveries: Recoveries::default(),
             dead: None,
+            reset_hook: None,
             _lock: lock,
         })
     }
@@ -198,6 +212,11 @@ impl Disk for NvmeDisk {
 
     fn cmb(&self) -> Option<&CmbMemory> {
         self.cmb.as_ref()
+    }
+
+    fn on_reset(&mut self, hook: ResetHook) {
+        self.controller().on_reset(&hook);
+        self.reset_hook = Some(KeptHook { _hook: hook });
     }
 
     fn read_to_cmb(&mut self, lba: u64, offset: usize, len: usize) -> Result<(), DiskError> {

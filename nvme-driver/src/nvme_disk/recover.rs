@@ -129,7 +129,8 @@ impl NvmeDisk {
         self.reset(Cause::Protocol(e), error)
     }
 
-    /// Resets the controller and sends everything that was in flight again, but for what has been sent too often.
+    /// Resets the controller and sends everything that was in flight again, but for what has been sent too often, and for writes
+    /// whose data the CMB has lost.
     fn reset(&mut self, cause: Cause, error: &mut Option<DiskError>) -> Result<(), DiskError> {
         match cause {
             Cause::Elsewhere => self.recoveries.resets_elsewhere += 1,
@@ -152,7 +153,9 @@ impl NvmeDisk {
             let request = &mut self.requests[token];
             request.attempts -= u8::from(innocent);
             let request = *request;
-            let outcome = if request.attempts >= ATTEMPTS {
+            let outcome = if request.from_cmb {
+                Err(DiskError::CmbLost { op: request.op, lba: request.lba })
+            } else if request.attempts >= ATTEMPTS {
                 Err(self.too_often(request.op, request.lba, cause))
             } else {
                 self.recoveries.replays += 1;

@@ -38,12 +38,14 @@ pub(super) struct Request {
     /// Where its data begins in the call's memory.
     at: usize,
     data: Option<Data>,
+    /// The data lies in the CMB, where a reset leaves nothing that may be sent again.
+    pub(super) from_cmb: bool,
     pub(super) attempts: u8,
 }
 
 impl Default for Request {
     fn default() -> Self {
-        Self { op: Op::Flush, lba: 0, blocks: 0, at: 0, data: None, attempts: 0 }
+        Self { op: Op::Flush, lba: 0, blocks: 0, at: 0, data: None, from_cmb: false, attempts: 0 }
     }
 }
 
@@ -107,7 +109,8 @@ impl NvmeDisk {
             (_, Memory::Bus(address)) => Some(Data { address: address + at as u64, len }),
             (_, Memory::None) => None,
         };
-        self.requests[token] = Request { op: job.op, lba, blocks, at, data, attempts: 0 };
+        let from_cmb = job.op == Op::Write && matches!(memory, Memory::Bus(_));
+        self.requests[token] = Request { op: job.op, lba, blocks, at, data, from_cmb, attempts: 0 };
         Ok(())
     }
 

@@ -80,7 +80,12 @@ impl Windows {
         into: &mut [u8],
     ) -> Result<(), WindowsError> {
         match (place.home(), self.cmb.as_ref()) {
-            (Home::Cmb, Some(cmb)) => Ok(cmb.region.read(place.offset() as usize + from, into)?),
+            (Home::Cmb, Some(cmb)) => {
+                cmb.region.read(place.offset() as usize + from, into)?;
+                // As a reader does: announced meanwhile, it may be what a reset left.
+                std::sync::atomic::fence(std::sync::atomic::Ordering::Acquire);
+                if self.device_moved() { Err(WindowsError::DeviceReset) } else { Ok(()) }
+            }
             (Home::Host, _) => {
                 let host = self.objects.get(&object).and_then(|o| o.host.as_ref());
                 let host = host.ok_or(WindowsError::UnknownObject(object))?;

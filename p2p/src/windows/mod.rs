@@ -8,11 +8,13 @@
 //! * `copying`: bytes between two homes
 //! * `reclaim`: when old pages are free again, and quarantine
 //! * `revoke`: what to revoke, tickets and reports
+//! * `device`: mass revocation, and a device that was reset
 //! * `writeback`: dirty pages to the drive, commit, truncate
 //! * `evict`: making room, and going back to the CMB
 //! * `peers`: windows that other devices reach
 mod clients;
 mod copying;
+mod device;
 mod evict;
 mod moves;
 mod object;
@@ -42,6 +44,7 @@ use crate::refusal::Refusals;
 use crate::region::{Region, RegionKind};
 
 pub use clients::{ClientId, Hold};
+pub use device::{Losses, ResetSignal};
 pub use object::{ObjectOptions, Placement};
 pub use peers::{PeerId, PeerMapping, PeerPath, PeerStatus};
 pub use place::{Ensured, Want};
@@ -125,6 +128,9 @@ pub enum WindowsError {
     /// Too many mass revocations were announced before the windows could follow.
     #[error("mass revocations are announced faster than windows can follow; poll first")]
     TooManyAnnouncements,
+    /// The device was reset, and with it what its CMB held.
+    #[error("the device was reset, and what its CMB held is lost")]
+    DeviceReset,
     /// Shared memory could not be set up.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -166,6 +172,8 @@ pub struct Polled {
 #[derive(Debug)]
 pub struct Windows {
     control: ControlPages,
+    /// The device generation as far as it has been dealt with. The shared word is ahead of it from when a reset is announced.
+    device: u64,
     cmb: Option<Cmb>,
     host_limit: u64,
     host_bytes: u64,
@@ -224,6 +232,7 @@ impl Windows {
         let control = ControlPages::create(slots, canary)?;
         control.server_word().store(ALIVE, Ordering::Release);
         Ok(Self {
+            device: control.device_generation(),
             swept_at: control.device_generation(),
             control,
             cmb,
@@ -289,7 +298,8 @@ impl Windows {
 
     /// Moves on whatever can be moved on without waiting. `now` is a monotonic clock in nanoseconds.
     pub fn poll(&mut self, backing: &mut dyn Backing, now: u64) -> Polled {
-        let mut worked = self.sweep_some(backing, now);
+        let mut worked = self.notice_reset(backing, now);
+        worked |= self.sweep_some(backing, now);
         for index in self.moving.clone() {
             worked |= self.step_move(index, backing, now);
         }
@@ -330,9 +340,9 @@ impl Windows {
         control.guard(index).map(|(g, _)| g).ok_or(WindowsError::UnknownWindow(index))
     }
 
-    /// The place word for a home, valid under the current device generation.
+    /// The place word for a home, valid under the device generation that has been dealt with.
     fn place_of(&self, home: Home, at: u64) -> Place {
-        Place::new(home, at, self.control.device_generation()).unwrap_or(Place::NONE)
+        Place::new(home, at, self.device).unwrap_or(Place::NONE)
     }
 }
 

@@ -95,14 +95,9 @@ impl Windows {
         let Some(w) = self.windows.get_mut(index as usize).and_then(Option::as_deref_mut) else {
             return self.settle_all(&request.tickets, Outcome::Already);
         };
-        if let Some(m) = w.moving.as_mut() {
+        if w.moving.is_some() {
             if request.discard {
-                // From now on nothing of it may reach the drive: its blocks may be another's.
-                m.request.discard = true;
-                if request.reason == Reason::Drive {
-                    self.counters.lost_bytes += (w.dirty.len() * 4096) as u64;
-                }
-                w.dirty.clear();
+                return self.discard_moving(index, request);
             }
             match w.next.as_mut() {
                 None => w.next = Some(request),
@@ -135,6 +130,40 @@ impl Windows {
         }));
         self.moving.push(index);
         self.step_move(index, backing, now);
+    }
+
+    /// The bytes of a window that is moving are no longer wanted: nothing of it may reach the drive from now on, for its blocks may
+    /// be another's, or nothing of it may be shown, for its place is lost. The move ends nowhere.
+    fn discard_moving(&mut self, index: u32, request: Request) {
+        self.redirect(index);
+        let Some(w) = self.window_mut(index) else { return };
+        let dirty = w.dirty.len();
+        w.dirty.clear();
+        let Some(m) = w.moving.as_mut() else { return };
+        m.request.discard = true;
+        m.request.tickets.extend(request.tickets);
+        if request.reason == Reason::Drive {
+            m.request.reason = Reason::Drive;
+            self.count_lost(index, dirty);
+        }
+    }
+
+    /// The place that a move from the host cache was to end at is lost: it ends nowhere, by way of the drive.
+    pub(super) fn redirect_from_cmb(&mut self, index: u32) {
+        if self.window(index).and_then(|w| w.moving.as_ref()).is_some_and(|m| m.request.to == Home::Cmb) {
+            self.redirect(index);
+        }
+    }
+
+    /// Has a move end nowhere, and gives back the place that it had taken.
+    fn redirect(&mut self, index: u32) {
+        let Some(w) = self.windows.get_mut(index as usize).and_then(Option::as_deref_mut) else { return };
+        let Some(m) = w.moving.as_mut() else { return };
+        let (home, at) = (m.request.to, m.dest);
+        (m.request.to, m.dest) = (Home::None, 0);
+        let mut dest = PagesOut::new(w, index, 0, Vec::new());
+        (dest.home, dest.at) = (home, at);
+        self.let_go(dest, Vec::new());
     }
 
     /// A new place at the wanted home, or at the next best: the CMB falls back to the host cache, and that to no place at all.
@@ -270,7 +299,7 @@ impl Windows {
     fn finish(&mut self, index: u32, backing: &mut dyn Backing, now: u64) -> Result<bool, WindowsError> {
         let still_mapped = self.unmap_writing_peers(index);
         self.harvest(index);
-        let device = self.control.device_generation();
+        let device = self.device;
         let Some(w) = self.windows.get_mut(index as usize).and_then(Option::as_deref_mut) else {
             return Ok(false);
         };
@@ -298,6 +327,11 @@ impl Windows {
         if let Err(e) = safe {
             return self.unsafe_yet(index, e, now);
         }
+        let from = self.window(index).map_or(Home::None, |w| w.home);
+        if !discard && (from == Home::Cmb || to == Home::Cmb) && self.device_moved() {
+            // What was read there may be from after the reset. Whoever notices it decides what becomes of the window.
+            return Ok(false);
+        }
         let mut claims = self.unmap_reading_peers(index);
 
         let Some(w) = self.windows.get_mut(index as usize).and_then(Option::as_deref_mut) else {
@@ -309,12 +343,10 @@ impl Windows {
         w.generation = publish::<Native>(Self::guard(&self.control, index)?, w.generation, place);
         (w.home, w.at, w.stamp) = (to, dest, device);
         w.settled = now.saturating_add(self.settle);
+        let mut lost = 0;
         if discard {
-            let lost = w.dirty.len() * 4096;
+            lost = if m.request.reason == Reason::Drive { w.dirty.len() } else { 0 };
             w.dirty.clear();
-            if m.request.reason == Reason::Drive {
-                self.counters.lost_bytes += lost as u64;
-            }
         }
         if to == Home::None {
             w.dirty.clear();
@@ -323,6 +355,7 @@ impl Windows {
         if std::mem::take(&mut w.timed_out) {
             claims.push(Claim::Device);
         }
+        self.count_lost(index, lost);
         self.moving.retain(|i| *i != index);
         self.counters.moves += 1;
         tracing::trace!(
@@ -367,7 +400,7 @@ impl Windows {
 
     /// Ends a move where it began.
     fn give_up(&mut self, index: u32, error: &WindowsError, backing: &mut dyn Backing, now: u64) {
-        let device = self.control.device_generation();
+        let device = self.device;
         let Some(w) = self.windows.get_mut(index as usize).and_then(Option::as_deref_mut) else { return };
         let Some(m) = w.moving.take() else { return };
         tracing::warn!("window {index} could not be moved: {error}");

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 
+use super::device::Losses;
 use super::{Windows, WindowsError};
 use crate::host::HostFile;
 use crate::layout::{LANE, MIN_WINDOW};
@@ -43,6 +44,8 @@ pub(super) struct Object {
     pub(super) host: Option<HostFile>,
     /// Ranges that somebody has taken out under a layout: no window may be filled from them.
     pub(super) excluded: Vec<Range<u64>>,
+    /// What a reset of the device has cost.
+    pub(super) losses: Losses,
 }
 
 impl Windows {
@@ -59,7 +62,13 @@ impl Windows {
             known.options = options;
             return Ok(());
         }
-        let fresh = Object { options, windows: HashMap::new(), host: None, excluded: Vec::new() };
+        let fresh = Object {
+            options,
+            windows: HashMap::new(),
+            host: None,
+            excluded: Vec::new(),
+            losses: Losses::default(),
+        };
         self.objects.insert(object, fresh);
         Ok(())
     }

@@ -43,8 +43,9 @@ impl Windows {
         backing: &mut dyn Backing,
         now: u64,
     ) -> Result<Ensured, WindowsError> {
+        self.notice_reset(backing, now);
         self.step_move(index, backing, now);
-        let device = self.control.device_generation();
+        let device = self.device;
         let w = self.known(index)?;
         if w.moving.is_some() {
             return Ok(Ensured::Moving);
@@ -139,6 +140,11 @@ impl Windows {
             return Err(Ok(Reason::Injected));
         }
         let filled = self.fill_cmb(index, at, backing);
+        if self.device_moved() {
+            // Reset meanwhile: what had arrived before may be gone.
+            self.unplaced(index, Home::Cmb, at, Vec::new());
+            return Err(Ok(Reason::Drive));
+        }
         self.placed(index, Home::Cmb, at, filled)
     }
 
@@ -179,7 +185,7 @@ impl Windows {
                 other => Err(other),
             });
         }
-        let device = self.control.device_generation();
+        let device = self.device;
         let place = self.place_of(home, at);
         let Some(w) = self.windows.get_mut(index as usize).and_then(Option::as_deref_mut) else {
             return Err(Err(WindowsError::UnknownWindow(index)));
@@ -315,10 +321,16 @@ impl Windows {
             let within = (at - start) as usize;
             let n = (into.len() - done).min(size as usize - within);
             let index = self.objects.get(&object).and_then(|o| o.windows.get(&(at / size))).copied();
-            let resident = index.and_then(|i| self.window(i)).filter(|w| w.home != Home::None);
+            let resident = index.and_then(|i| self.window(i)).filter(|w| {
+                let lost = w.home == Home::Cmb && self.device_moved();
+                w.home != Home::None && !lost && w.moving.as_ref().is_none_or(|m| !m.discards())
+            });
             if let Some(w) = resident {
                 let place = Place::new(w.home, w.at, 0).unwrap_or(Place::NONE);
-                self.read_place(object, place, within, &mut into[done..done + n])?;
+                match self.read_place(object, place, within, &mut into[done..done + n]) {
+                    Err(WindowsError::DeviceReset) => continue,
+                    other => other?,
+                }
             } else {
                 let mut pages = vec![0; (within % 4096 + n).next_multiple_of(4096)];
                 backing.read_to_host(object, at / 4096 * 4096, &mut pages)?;

@@ -9,8 +9,7 @@ use super::peers::PeerId;
 use super::{Windows, WindowsError};
 use crate::backing::Backing;
 use crate::counters::Reason;
-use crate::layout::{Home, Place, header};
-use crate::protocol::{Native, move_device};
+use crate::layout::Home;
 
 /// What is revoked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,6 +129,11 @@ impl Tickets {
         }
     }
 
+    /// Nobody will ask for it.
+    pub(super) fn forget(&mut self, ticket: Ticket) {
+        self.open.remove(&ticket);
+    }
+
     fn progress(&mut self, ticket: Ticket) -> Option<Progress> {
         let open = self.open.get(&ticket)?;
         let left = open.windows + open.pages;
@@ -174,28 +178,6 @@ impl Windows {
         Ok(self.request_all(&windows, Home::None, true, Reason::Revoked, backing, now))
     }
 
-    /// The device is gone or was reset, and with it what its CMB held. Dirty pages there are lost, and counted.
-    pub fn device_lost(&mut self, backing: &mut dyn Backing, now: u64) -> Result<Ticket, WindowsError> {
-        self.announce()?;
-        let (mut gone, mut kept) = (Vec::new(), Vec::new());
-        for (index, w) in self.iter() {
-            match w.home {
-                Home::Cmb => gone.push(index),
-                Home::Host => kept.push(index),
-                Home::None => {}
-            }
-        }
-        for index in kept {
-            self.restamp(index)?;
-        }
-        for (left, ticket) in std::mem::take(&mut self.sweep) {
-            left.for_each(|_| self.tickets.settle(ticket, &Outcome::Already));
-        }
-        let ticket = self.request_all(&gone, Home::None, true, Reason::Drive, backing, now);
-        self.swept_at = self.control.device_generation();
-        Ok(ticket)
-    }
-
     /// How far a revocation is; `None` for a ticket that is spent or never was.
     pub fn progress(&mut self, ticket: Ticket) -> Option<Progress> {
         self.tickets.progress(ticket)
@@ -221,13 +203,13 @@ impl Windows {
                 c.holds.iter().copied().collect()
             }
             Scope::Peer(peer) => return self.revoke_peer(*peer, now),
-            Scope::Everything if to == Home::Host => return self.announce_all(),
+            Scope::Everything if to == Home::Host => return self.announce_all(backing, now),
             Scope::Everything => self.iter().map(|(i, _)| i).collect(),
         };
         Ok(self.request_all(&windows, to, false, Reason::Revoked, backing, now))
     }
 
-    fn request_all(
+    pub(super) fn request_all(
         &mut self,
         windows: &[u32],
         to: Home,
@@ -241,80 +223,5 @@ impl Windows {
             self.request(*index, Request { to, reason, discard, tickets: vec![ticket] }, backing, now);
         }
         ticket
-    }
-
-    /// The announcement: one store, whatever the number of windows.
-    fn announce(&mut self) -> Result<(), WindowsError> {
-        let now = self.control.device_generation();
-        // A place carries 16 bits of the device generation: a stamp must be gone before those bits come round again.
-        if now - self.swept_at >= 0x4000 {
-            return Err(WindowsError::TooManyAnnouncements);
-        }
-        let word = self.control.memory().u64_at(header::DEVICE_GENERATION)?;
-        move_device::<Native>(word, now);
-        self.counters.announced += 1;
-        Ok(())
-    }
-
-    fn announce_all(&mut self) -> Result<Ticket, WindowsError> {
-        self.announce()?;
-        let windows = self.windows.len() as u32;
-        let ticket = self.tickets.open(windows as usize);
-        // One entry, whatever the number of windows.
-        self.sweep.push_back((0..windows, ticket));
-        Ok(ticket)
-    }
-
-    /// Has some windows follow the mass revocation: those in the CMB leave it, the others are valid as they are.
-    pub(super) fn sweep_some(&mut self, backing: &mut dyn Backing, now: u64) -> bool {
-        let mut worked = false;
-        for _ in 0..256 {
-            let Some((left, ticket)) = self.sweep.front_mut() else { break };
-            let ticket = *ticket;
-            let next = left.next();
-            if left.start >= left.end {
-                self.sweep.pop_front();
-            }
-            let Some(index) = next else { continue };
-            worked = true;
-            match self.window(index).map(|w| (w.home, w.moving.is_some())) {
-                Some((Home::Cmb, _) | (_, true)) => {
-                    let request = Request {
-                        to: Home::Host,
-                        reason: Reason::Revoked,
-                        discard: false,
-                        tickets: vec![ticket],
-                    };
-                    self.request(index, request, backing, now);
-                }
-                home => {
-                    if home.is_some()
-                        && let Err(e) = self.restamp(index)
-                    {
-                        tracing::error!("window {index}: {e}");
-                    }
-                    self.tickets.settle(ticket, &Outcome::Already);
-                }
-            }
-            if self.sweep.is_empty() && self.moving.is_empty() {
-                self.swept_at = self.control.device_generation();
-            }
-        }
-        worked
-    }
-
-    /// A window whose bytes are where they were is valid again under the new device generation.
-    pub(super) fn restamp(&mut self, index: u32) -> Result<(), WindowsError> {
-        let device = self.control.device_generation();
-        let Some(w) = self.windows.get_mut(index as usize).and_then(Option::as_deref_mut) else {
-            return Ok(());
-        };
-        if w.home == Home::None || w.moving.as_ref().is_some_and(|m| m.frozen()) {
-            return Ok(());
-        }
-        w.stamp = device;
-        let place = Place::new(w.home, w.at, device).unwrap_or(Place::NONE);
-        Self::guard(&self.control, index)?.place.store(place.word(), std::sync::atomic::Ordering::Release);
-        Ok(())
     }
 }

@@ -98,6 +98,9 @@ impl Windows {
         if home == Home::None {
             return Ok((0, 0));
         }
+        if home == Home::Cmb && self.device_moved() {
+            return Err(WindowsError::DeviceReset);
+        }
         if home == Home::Cmb && self.cmb.as_ref().is_some_and(|c| c.memory.write_data) {
             match backing.write_from_cmb(object, offset, at as usize + from, len) {
                 Ok(()) => {

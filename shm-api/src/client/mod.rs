@@ -175,6 +175,14 @@ pub struct Status {
     pub died: u64,
     /// The device generation.
     pub device_generation: u64,
+    /// Bytes of host cache in use.
+    pub host_bytes: u64,
+    /// Bytes of host cache that may be used.
+    pub host_limit: u64,
+    /// Resets of the device since the start.
+    pub resets: u64,
+    /// Bytes that were written and not committed, and that a reset took.
+    pub lost_bytes: u64,
     /// Every path that bytes took, why, how often and how many.
     pub paths: Vec<PathLine>,
 }
@@ -348,6 +356,10 @@ impl Client {
             expelled: s.expelled,
             died: s.died,
             device_generation: s.device_generation,
+            host_bytes: s.host_bytes,
+            host_limit: s.host_limit,
+            resets: s.resets,
+            lost_bytes: s.lost_bytes,
             paths,
         })
     }

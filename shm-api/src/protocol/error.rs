@@ -64,6 +64,8 @@ codes! {
     Device = 25,
     /// The file is too big.
     TooBig = 26,
+    /// Bytes that were written and not committed are gone; the text says why.
+    DataLost = 27,
     /// The window was revoked and cannot be made resident now.
     NotResident = 32,
     /// A peer's DMA was refused by its IOMMU.
@@ -123,7 +125,7 @@ impl ErrorCode {
             Self::NameTooLong => libc::ENAMETOOLONG,
             Self::ReadOnly => libc::EROFS,
             Self::Damaged => libc::EUCLEAN,
-            Self::Device | Self::Internal => libc::EIO,
+            Self::Device | Self::DataLost | Self::Internal => libc::EIO,
             Self::TooBig => libc::EFBIG,
             Self::NotResident => libc::EAGAIN,
             Self::PeerFault => libc::EFAULT,

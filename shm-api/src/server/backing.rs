@@ -1,22 +1,36 @@
 //! Where a window's bytes are on the drive: the joint between the filesystem, which knows blocks, and p2p, which knows memory.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use extent_fs::{Access, BlockState, Extent, Filesystem, FsError};
-use nvme_driver::disk::{Disk, DiskError};
+use nvme_driver::disk::{Disk, DiskError, Op};
 use nvme_driver::mem::Mapping;
 use p2p::backing::{Backing, BackingError};
+use p2p::windows::ResetSignal;
 
 /// The filesystem, as windows see it.
 pub(crate) struct FileBacking {
     pub(crate) fs: Filesystem<Box<dyn Disk>>,
     cmb: Option<Arc<Mapping>>,
+    /// Resets of the device, counted before each; and how many of them the windows have dealt with.
+    resets: Arc<AtomicU64>,
+    noticed: u64,
 }
 
 impl FileBacking {
     pub(crate) fn new(fs: Filesystem<Box<dyn Disk>>) -> Self {
         let cmb = fs.disk().cmb().map(|cmb| Arc::clone(&cmb.memory));
-        Self { fs, cmb }
+        Self { fs, cmb, resets: Arc::default(), noticed: 0 }
+    }
+
+    /// Has `signal` raised before each reset of the device.
+    pub(crate) fn announce_resets(&mut self, signal: ResetSignal) {
+        let resets = Arc::clone(&self.resets);
+        self.fs.disk_mut().on_reset(Arc::new(move || {
+            signal.raise();
+            resets.fetch_add(1, Ordering::AcqRel);
+        }));
     }
 
     /// Writes blocks of a file through `transfer`, which moves one extent, and makes them the file's contents.
@@ -122,7 +136,12 @@ impl Backing for FileBacking {
         cmb_offset: usize,
         len: usize,
     ) -> Result<(), BackingError> {
+        let (resets, noticed) = (Arc::clone(&self.resets), self.noticed);
         self.write_blocks(object, offset, len, |disk, lba, at, bytes| {
+            // Finding the blocks may have taken a command too, and that may have ended in a reset.
+            if resets.load(Ordering::Acquire) != noticed {
+                return Err(DiskError::CmbLost { op: Op::Write, lba });
+            }
             disk.write_from_cmb(lba, cmb_offset + at, bytes)
         })
     }
@@ -131,5 +150,9 @@ impl Backing for FileBacking {
         self.write_blocks(object, offset, from.len(), |disk, lba, at, bytes| {
             disk.write(lba, from.get(at..at + bytes).unwrap_or_default())
         })
+    }
+
+    fn reset_noticed(&mut self) {
+        self.noticed = self.resets.load(Ordering::Acquire);
     }
 }

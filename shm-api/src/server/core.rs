@@ -74,9 +74,10 @@ impl Core {
             refusals: options.refusals.clone(),
             ..Config::default()
         };
-        let backing = FileBacking::new(fs);
+        let mut backing = FileBacking::new(fs);
         let cmb = backing.fs.disk().cmb().cloned();
         let windows = Windows::new(cmb, config)?;
+        backing.announce_resets(windows.reset_signal());
         Ok(Self {
             backing,
             windows,
@@ -125,6 +126,11 @@ impl Core {
                     busy = true;
                     let Some((id, to)) = job.to else { continue };
                     let Some(session) = sessions.get_mut(&id) else { continue };
+                    if let Work::Commit { handle, losses, .. } = job.work
+                        && let Some(file) = session.files.get_mut(&handle)
+                    {
+                        file.losses = losses;
+                    }
                     if let (Err(_), Work::Truncate { opened: Some((reply, _)), .. }) = (&result, &job.work)
                         && let Err(e) = self.close(session, reply.handle, now)
                     {

@@ -71,7 +71,9 @@ impl Core {
         let opened = self.finish_open(ino, writable);
         match opened {
             Ok((fd, size)) => {
-                let handle = session.add_file(OpenFile { ino, writable });
+                // What nobody has been told of yet is told to whoever commits next, through this handle or another.
+                let losses = self.windows.losses(ino, &mut self.backing, now).reported;
+                let handle = session.add_file(OpenFile { ino, writable, losses });
                 let window_size = self.window_size as u64;
                 let reply = m::OpenReply { handle, ino, size, cache_len: p2p::layout::LANE, window_size };
                 Ok((reply, fd))
@@ -261,7 +263,17 @@ impl Core {
             return Err(WireError::new(ErrorCode::TooBig, format!("a file of {} bytes", request.size)));
         }
         let at = request.offset.min(end);
-        Ok(Work::Commit { ino: file.ino, at, end, size: request.size, from_cmb: 0, from_host: 0 })
+        let (handle, losses) = (request.handle, file.losses);
+        Ok(Work::Commit {
+            ino: file.ino,
+            handle,
+            at,
+            end,
+            size: request.size,
+            from_cmb: 0,
+            from_host: 0,
+            losses,
+        })
     }
 
     /// Cuts or extends a file. `None`: done; a job if windows have to go first.

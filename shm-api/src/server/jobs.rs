@@ -38,8 +38,8 @@ pub(super) enum Work {
     Fault { slot: u32, want: Want, leave_cmb: bool, since: u64 },
     /// A revocation is to be through.
     Revoke { ticket: Ticket, since: u64 },
-    /// Dirty windows are to be written back, from `at` on, and the file synced.
-    Commit { ino: u64, at: u64, end: u64, size: u64, from_cmb: u64, from_host: u64 },
+    /// Dirty windows are to be written back, from `at` on, and the file synced. Losses beyond the first `losses` make it an error.
+    Commit { ino: u64, handle: u64, at: u64, end: u64, size: u64, from_cmb: u64, from_host: u64, losses: u64 },
     /// Windows behind a file's new end are to go; then the file is cut. If that was part of opening it, its reply.
     Truncate {
         ino: u64,
@@ -97,21 +97,24 @@ impl Core {
                     nanoseconds: now.saturating_sub(*since),
                 })))
             }
-            Work::Commit { ino, at, end, size, from_cmb, from_host } => {
+            Work::Commit { ino, at, end, size, from_cmb, from_host, losses, .. } => {
                 let step = (*at + WINDOWS_PER_TURN * self.window_size as u64).min(*end);
                 match self.windows.commit(*ino, &(*at..step), &mut self.backing) {
                     Ok(done) => {
                         *from_cmb += done.cmb_bytes;
                         *from_host += done.host_bytes;
                     }
-                    Err(e) => return Some(Err(windows_error(&e))),
+                    Err(e) => return Some(self.none_lost(*ino, losses, now).and(Err(windows_error(&e)))),
                 }
                 *at = step;
                 if *at < *end {
                     return None;
                 }
-                let (ino, size, from_cmb, from_host) = (*ino, *size, *from_cmb, *from_host);
-                Some(self.sync(ino, size).map(|size| {
+                let synced = self.sync(*ino, *size);
+                // Last of all: the device may be reset as late as in that flush.
+                let synced = self.none_lost(*ino, losses, now).and(synced);
+                let (from_cmb, from_host) = (*from_cmb, *from_host);
+                Some(synced.map(|size| {
                     self.counts.commits += 1;
                     Answer::Commit(CommitReply { size, from_cmb, from_host })
                 }))
@@ -217,6 +220,19 @@ impl Core {
                 Some(Ok(Answer::Fault(FaultReply { slot, incarnation, place, reason: why as u32 })))
             }
         }
+    }
+
+    /// An error if more of an inode's dirty bytes were lost than the first `known` times. Those are known from here on.
+    fn none_lost(&mut self, ino: u64, known: &mut u64, now: u64) -> Result<(), WireError> {
+        let losses = self.windows.losses(ino, &mut self.backing, now);
+        if losses.events <= *known {
+            return Ok(());
+        }
+        *known = losses.events;
+        self.windows.losses_reported(ino);
+        let text = "the device was reset, and bytes of this file that were written and not yet committed are lost with its CMB; \
+                    write them again and commit";
+        Err(WireError::new(ErrorCode::DataLost, text))
     }
 
     /// Makes a file durable, at least `size` bytes long (0: as long as it is). Returns its size.

@@ -368,6 +368,10 @@ impl Core {
             expelled: self.counts.expelled,
             died: self.counts.died,
             device_generation: self.windows.control().device_generation(),
+            host_bytes: self.windows.host_bytes().0,
+            host_limit: self.windows.host_bytes().1,
+            resets: counters.resets,
+            lost_bytes: counters.lost_bytes,
             reasons,
             reserved: 0,
         };

@@ -25,6 +25,8 @@ const MAX_PEERS: usize = 8;
 pub(crate) struct OpenFile {
     pub(crate) ino: u64,
     pub(crate) writable: bool,
+    /// Of the inode's losses (a reset of the device takes what is dirty in its CMB), how many it has been told of.
+    pub(crate) losses: u64,
 }
 
 /// A peer that one client has attached.

@@ -49,9 +49,14 @@ pub fn options(socket: &Path, setup: Setup<'_>) -> ServerOptions {
 
 impl Serving {
     pub fn start(setup: Setup<'_>) -> Self {
+        Self::over(filesystem(setup.url), setup)
+    }
+
+    /// Serves a filesystem that the test has made.
+    pub fn over(filesystem: Filesystem<Box<dyn nvme_driver::disk::Disk>>, setup: Setup<'_>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("s");
-        let server = Server::new(filesystem(setup.url), options(&socket, setup)).unwrap();
+        let server = Server::new(filesystem, options(&socket, setup)).unwrap();
         let stop = server.stop_handle();
         let thread = std::thread::spawn(move || server.run().unwrap());
         Self { socket, stop, thread: Some(thread), _dir: dir }

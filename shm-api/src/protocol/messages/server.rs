@@ -110,6 +110,14 @@ wire_struct! {
         died: u64,
         /// The device generation.
         device_generation: u64,
+        /// Bytes of host cache in use.
+        host_bytes: u64,
+        /// Bytes of host cache that may be used.
+        host_limit: u64,
+        /// Resets of the device since the start.
+        resets: u64,
+        /// Bytes that were written and not committed, and that a reset took.
+        lost_bytes: u64,
         /// Number of records.
         reasons: u32,
         /// Always 0.

@@ -1,0 +1,172 @@
+//! A reset of the device under windows: announced before it, dealt with after it, and nothing in between is believed.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+mod common;
+
+use common::{Rig, config, pattern, writing};
+use p2p::backing::{Backing, BackingError};
+use p2p::layout::Home;
+use p2p::reader::Outcome;
+use p2p::windows::{Ensured, ResetSignal, Scope, Want};
+use p2p::writer::Finished;
+
+const W: usize = 16 * 1024;
+
+fn rig() -> Rig {
+    let mut rig = Rig::new(8 * W, config());
+    rig.object(7, 4 * W, W);
+    rig
+}
+
+/// What a reset does, in its order: it is announced, then the CMB is emptied.
+fn reset(rig: &Rig) {
+    rig.windows.reset_signal().raise();
+    let len = rig.drive.cmb.len();
+    rig.drive.cmb.zero(0, len).unwrap();
+}
+
+#[test]
+fn after_a_reset_windows_are_read_anew_and_what_was_dirty_is_counted_as_lost() {
+    let mut rig = rig();
+    let mut c = rig.client();
+    rig.map_host(&mut c, 7, 4 * W);
+    let holds: Vec<_> = (0..3).map(|n| rig.hold(&c, 7, n * W as u64, true)).collect();
+    for h in &holds {
+        rig.ensure(h);
+    }
+    rig.revoke(&Scope::Window(holds[2].handle.index));
+    let mut slot = c.slots.take().unwrap();
+    for h in &holds[1..] {
+        let mut s = slot.write(&c.control, writing(h), &c.view).unwrap();
+        s.write(4096, b"dirty").unwrap();
+        assert_eq!(s.finish(), Finished::Done);
+    }
+    reset(&rig);
+    for h in &holds {
+        assert_eq!(c.read(h.handle, 0, 8).0, Outcome::DeviceMoved, "closed before anybody has dealt with it");
+    }
+    // Nothing is taken from the emptied CMB, by the server either.
+    let error = rig.windows.commit(7, &(0..4 * W as u64), &mut rig.drive).unwrap_err();
+    assert!(error.to_string().contains("reset"), "{error}");
+    assert_eq!(rig.drive.objects[&7][W + 4096], pattern(7, W + 4096));
+    let mut bytes = [0; 8];
+    rig.windows.read_through(7, 0..8, &mut bytes, &mut rig.drive).unwrap();
+    assert_eq!(bytes.to_vec(), (0..8).map(|i| pattern(7, i)).collect::<Vec<_>>());
+
+    let now = rig.now;
+    let losses = rig.windows.losses(7, &mut rig.drive, now);
+    assert_eq!((losses.events, losses.bytes, losses.reported), (1, 4096, 0));
+    for (n, h) in holds.iter().enumerate() {
+        while rig.ensure(h) == Ensured::Moving {
+            rig.poll();
+        }
+        let want: Vec<u8> = (n * W..n * W + W).map(|i| pattern(7, i)).collect();
+        let got = c.read(h.handle, 0, W);
+        if n == 2 {
+            assert_eq!((got.0, &got.1[4096..4101]), (Outcome::Copied(Home::Host), &b"dirty"[..]));
+        } else {
+            assert_eq!(got, (Outcome::Copied(Home::Cmb), want));
+        }
+    }
+    assert_eq!(rig.windows.counters().resets, 1);
+    // What was in the host cache is still to be written back, and is.
+    rig.windows.commit(7, &(0..4 * W as u64), &mut rig.drive).unwrap();
+    assert_eq!(&rig.drive.objects[&7][2 * W + 4096..2 * W + 4101], b"dirty");
+    rig.windows.losses_reported(7);
+    assert_eq!(rig.windows.losses(7, &mut rig.drive, now).reported, 1);
+}
+
+#[test]
+fn a_reset_during_a_move_out_of_the_cmb_publishes_none_of_what_it_left() {
+    let mut rig = rig();
+    let mut c = rig.client();
+    rig.map_host(&mut c, 7, 4 * W);
+    let hold = rig.hold(&c, 7, 0, true);
+    rig.ensure(&hold);
+    let mut slot = c.slots.take().unwrap();
+    let mut section = slot.write(&c.control, writing(&hold), &c.view).unwrap();
+    section.write(0, b"too late").unwrap();
+    let ticket = rig.windows.revoke(&Scope::Object(7), &mut rig.drive, rig.now).unwrap();
+    reset(&rig);
+    assert_eq!(section.finish(), Finished::Done);
+    // The move could end now, with what lies in the emptied CMB.
+    rig.poll();
+    rig.finish(ticket);
+    while rig.ensure(&hold) == Ensured::Moving {
+        rig.poll();
+    }
+    let (_, got) = c.read(hold.handle, 0, W);
+    assert_eq!(got, (0..W).map(|i| pattern(7, i)).collect::<Vec<_>>());
+    assert_eq!(rig.windows.losses(7, &mut rig.drive, rig.now).events, 1);
+    assert_eq!(rig.windows.host_bytes().0 as usize + 8 * W - rig.windows.cmb_bytes().0, W);
+}
+
+#[test]
+fn a_reset_during_a_move_into_the_cmb_loses_nothing() {
+    let mut rig = rig();
+    let mut c = rig.client();
+    rig.map_host(&mut c, 7, 4 * W);
+    let hold = rig.hold(&c, 7, 0, true);
+    rig.ensure_want(&hold, Want::Host);
+    let mut slot = c.slots.take().unwrap();
+    let mut section = slot.write(&c.control, writing(&hold), &c.view).unwrap();
+    section.write(4096, b"from the host cache").unwrap();
+    rig.windows.promote(hold.handle.index, &mut rig.drive, rig.now);
+    reset(&rig);
+    assert_eq!(section.finish(), Finished::Done);
+    rig.poll();
+    rig.poll();
+    while rig.ensure(&hold) == Ensured::Moving {
+        rig.poll();
+    }
+    assert_eq!(&c.read(hold.handle, 4096, 19).1, b"from the host cache");
+    assert_eq!(rig.windows.losses(7, &mut rig.drive, rig.now), p2p::windows::Losses::default());
+    assert_eq!(rig.windows.host_bytes().0 as usize + 8 * W - rig.windows.cmb_bytes().0, W);
+}
+
+/// A drive that is reset in the middle of a read into the CMB: the second half is read again, the first is gone.
+struct Interrupted<'a> {
+    drive: &'a mut common::Drive,
+    signal: ResetSignal,
+}
+
+impl Backing for Interrupted<'_> {
+    fn read_to_cmb(&mut self, object: u64, offset: u64, at: usize, len: usize) -> Result<(), BackingError> {
+        let half = len / 2;
+        self.drive.read_to_cmb(object, offset, at, half)?;
+        self.signal.raise();
+        let all = self.drive.cmb.len();
+        self.drive.cmb.zero(0, all).unwrap();
+        self.drive.read_to_cmb(object, offset + half as u64, at + half, len - half)
+    }
+    fn read_to_host(&mut self, object: u64, offset: u64, into: &mut [u8]) -> Result<(), BackingError> {
+        self.drive.read_to_host(object, offset, into)
+    }
+    fn write_from_cmb(
+        &mut self,
+        object: u64,
+        offset: u64,
+        at: usize,
+        len: usize,
+    ) -> Result<(), BackingError> {
+        self.drive.write_from_cmb(object, offset, at, len)
+    }
+    fn write_from_host(&mut self, object: u64, offset: u64, from: &[u8]) -> Result<(), BackingError> {
+        self.drive.write_from_host(object, offset, from)
+    }
+}
+
+#[test]
+fn a_fill_that_a_reset_interrupts_is_not_shown() {
+    let mut rig = rig();
+    let mut c = rig.client();
+    rig.map_host(&mut c, 7, 4 * W);
+    let hold = rig.hold(&c, 7, 0, false);
+    let signal = rig.windows.reset_signal();
+    let mut drive = Interrupted { drive: &mut rig.drive, signal };
+    rig.windows.ensure(hold.handle.index, Want::Auto, &mut drive, 0).unwrap();
+    rig.poll();
+    rig.ensure(&hold);
+    let want: Vec<u8> = (0..W).map(|i| pattern(7, i)).collect();
+    assert_eq!(c.read(hold.handle, 0, W), (Outcome::Copied(Home::Host), want));
+    assert_eq!(rig.windows.cmb_bytes().0, 8 * W);
+}
