@@ -7,6 +7,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::mem::Mapping;
+use crate::pci::DmaAccess;
+use crate::peer_memory::PeerMemory;
 use crate::spec::Status;
 
 /// Size, granularity and abilities of a disk.
@@ -155,6 +157,14 @@ pub enum DiskError {
         /// First logical block.
         lba: u64,
     },
+    /// The disk cannot reach that memory of another device.
+    #[error("{name} cannot reach the other device's memory: {reason}")]
+    Peer {
+        /// The disk's name.
+        name: String,
+        /// Why not.
+        reason: String,
+    },
     /// The system refused.
     #[error("{op} at LBA {lba}: {source}")]
     Io {
@@ -232,6 +242,51 @@ pub trait Disk: Send {
         let _ = (lba, offset, len);
         Err(DiskError::Cmb { name: self.name().to_owned(), op: Op::Write, reason: "it has none".to_owned() })
     }
+
+    /// Lets this device reach `len` bytes of another device's memory (a CMB, as mapped here) from `offset`, as far as `access` says.
+    fn map_peer(
+        &mut self,
+        memory: &Arc<Mapping>,
+        offset: usize,
+        len: usize,
+        access: DmaAccess,
+    ) -> Result<PeerMemory, DiskError> {
+        let _ = (memory, offset, len, access);
+        Err(self.no_peer())
+    }
+
+    /// Reads `len` bytes from `lba` straight into another device's memory, `offset` bytes into what was mapped.
+    fn read_to_peer(
+        &mut self,
+        lba: u64,
+        to: &PeerMemory,
+        offset: usize,
+        len: usize,
+    ) -> Result<(), DiskError> {
+        let _ = (lba, to, offset, len);
+        Err(self.no_peer())
+    }
+
+    /// Writes `len` bytes at `lba` straight from another device's memory.
+    fn write_from_peer(
+        &mut self,
+        lba: u64,
+        from: &PeerMemory,
+        offset: usize,
+        len: usize,
+    ) -> Result<(), DiskError> {
+        let _ = (lba, from, offset, len);
+        Err(self.no_peer())
+    }
+
+    /// The error of a device that reaches host memory only.
+    #[doc(hidden)]
+    fn no_peer(&self) -> DiskError {
+        DiskError::Peer {
+            name: self.name().to_owned(),
+            reason: "it is no NVMe controller of ours".to_owned(),
+        }
+    }
 }
 
 impl<D: Disk + ?Sized> Disk for Box<D> {
@@ -268,6 +323,33 @@ impl<D: Disk + ?Sized> Disk for Box<D> {
     fn write_from_cmb(&mut self, lba: u64, offset: usize, len: usize) -> Result<(), DiskError> {
         (**self).write_from_cmb(lba, offset, len)
     }
+    fn map_peer(
+        &mut self,
+        memory: &Arc<Mapping>,
+        offset: usize,
+        len: usize,
+        access: DmaAccess,
+    ) -> Result<PeerMemory, DiskError> {
+        (**self).map_peer(memory, offset, len, access)
+    }
+    fn read_to_peer(
+        &mut self,
+        lba: u64,
+        to: &PeerMemory,
+        offset: usize,
+        len: usize,
+    ) -> Result<(), DiskError> {
+        (**self).read_to_peer(lba, to, offset, len)
+    }
+    fn write_from_peer(
+        &mut self,
+        lba: u64,
+        from: &PeerMemory,
+        offset: usize,
+        len: usize,
+    ) -> Result<(), DiskError> {
+        (**self).write_from_peer(lba, from, offset, len)
+    }
 }
 
 impl<D: Disk + ?Sized> Disk for &mut D {
@@ -303,5 +385,32 @@ impl<D: Disk + ?Sized> Disk for &mut D {
     }
     fn write_from_cmb(&mut self, lba: u64, offset: usize, len: usize) -> Result<(), DiskError> {
         (**self).write_from_cmb(lba, offset, len)
+    }
+    fn map_peer(
+        &mut self,
+        memory: &Arc<Mapping>,
+        offset: usize,
+        len: usize,
+        access: DmaAccess,
+    ) -> Result<PeerMemory, DiskError> {
+        (**self).map_peer(memory, offset, len, access)
+    }
+    fn read_to_peer(
+        &mut self,
+        lba: u64,
+        to: &PeerMemory,
+        offset: usize,
+        len: usize,
+    ) -> Result<(), DiskError> {
+        (**self).read_to_peer(lba, to, offset, len)
+    }
+    fn write_from_peer(
+        &mut self,
+        lba: u64,
+        from: &PeerMemory,
+        offset: usize,
+        len: usize,
+    ) -> Result<(), DiskError> {
+        (**self).write_from_peer(lba, from, offset, len)
     }
 }

@@ -8,10 +8,12 @@
 //! * [`controller`]: bring-up, admin commands, reset, shutdown
 //! * [`queue`], [`io_queue`]: submission and completion, the hot path
 //! * [`cmb`]: the Controller Memory Buffer
+//! * [`peer_memory`]: another device's memory, mapped for a controller
 //! * [`pmr`]: the Persistent Memory Region, as raw memory that keeps its bytes
 //! * [`disk`]: a block device as the layers above see it
 //! * [`nvme_disk`], [`file_disk`]: the two kinds there are
 //! * [`url`], [`fn@open`], [`lock`]: from a name to an open device that nobody else has
+//! * [`topology`]: the way between two functions of this machine, and what fences a peer's DMA on it
 //! * [`vfio`]: real PCI functions through Linux VFIO; the scan for them, `bind` and `unbind`
 //! * [`vfio_user`]: functions served to other processes over vfio-user
 //! * [`emu`]: the emulated controller
@@ -29,10 +31,12 @@ pub mod mem;
 pub mod nvme_disk;
 mod open;
 pub mod pci;
+pub mod peer_memory;
 pub mod pmr;
 pub mod queue;
 mod ranges;
 pub mod spec;
+pub mod topology;
 pub mod url;
 pub mod vfio;
 pub mod vfio_user;

@@ -44,10 +44,16 @@ pub enum Reason {
     HostFull,
     /// The window is larger than the CMB or the host cache.
     TooLarge,
+    /// The way between the two devices does not let them reach each other.
+    Topology,
+    /// The IOMMU, the kernel or the peer's runtime refused to map the memory for the peer.
+    MapRefused,
+    /// The peer's DMA was tried, and its bytes did not arrive.
+    Untrusted,
 }
 
 const PATHS: usize = 4;
-const REASONS: usize = 13;
+const REASONS: usize = 16;
 
 /// All paths, in the order of the table.
 pub const ALL_PATHS: [Path; PATHS] = [Path::Cmb, Path::PeerToPeer, Path::HostCache, Path::Bounce];
@@ -66,6 +72,9 @@ pub const ALL_REASONS: [Reason; REASONS] = [
     Reason::WriteBack,
     Reason::HostFull,
     Reason::TooLarge,
+    Reason::Topology,
+    Reason::MapRefused,
+    Reason::Untrusted,
 ];
 
 impl fmt::Display for Path {
@@ -95,6 +104,9 @@ impl fmt::Display for Reason {
             Self::WriteBack => "write-back",
             Self::HostFull => "host cache full",
             Self::TooLarge => "window too large",
+            Self::Topology => "no path between the devices",
+            Self::MapRefused => "peer mapping refused",
+            Self::Untrusted => "peer DMA did not arrive",
         })
     }
 }

@@ -15,12 +15,14 @@
 //! * [`windows`]: residency, holds, moves, revocation, quarantine, write-back
 //! * [`backing`]: what windows need of the layer that knows the drive
 //! * [`peer`]: other devices that DMA to windows
+//! * [`drive_copy`]: blocks from one drive to another through a CMB
 //! * [`policy`]: who leaves when memory is short
 //! * [`counters`]: which path every transfer took, and why
 //! * [`refusal`]: refusing placements on purpose
 pub mod backing;
 pub mod control;
 pub mod counters;
+pub mod drive_copy;
 mod host;
 pub mod layout;
 mod pages;

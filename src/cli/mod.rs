@@ -7,6 +7,7 @@
 mod bind;
 mod cat;
 mod check;
+mod copy;
 mod demo;
 mod device;
 mod devices;
@@ -19,6 +20,7 @@ mod ls;
 mod mkdir;
 mod mkfs;
 mod mv;
+mod peers;
 mod place;
 mod progress;
 mod put;
@@ -65,11 +67,13 @@ enum Command {
     Mkfs(mkfs::Mkfs),
     Identify(identify::Identify),
     Devices(devices::Devices),
+    Peers(peers::Peers),
     Bind(bind::Bind),
     Unbind(bind::Unbind),
     Emulate(emulate::Emulate),
     Put(put::Put),
     Get(get::Get),
+    Copy(copy::Copy),
     Ls(ls::Ls),
     Cat(cat::Cat),
     Stat(stat::Stat),
@@ -103,11 +107,13 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Mkfs(c) => c.run(),
         Command::Identify(c) => c.run(),
         Command::Devices(c) => c.run(),
+        Command::Peers(c) => c.run(),
         Command::Bind(c) => c.run(),
         Command::Unbind(c) => c.run(),
         Command::Emulate(c) => c.run(),
         Command::Put(c) => c.run(),
         Command::Get(c) => c.run(),
+        Command::Copy(c) => c.run(),
         Command::Ls(c) => c.run(),
         Command::Cat(c) => c.run(),
         Command::Stat(c) => c.run(),

@@ -61,6 +61,11 @@ impl<'a> Bus<'a> {
         self.decode(addr, 1).0.map_or(Place::Host, |w| w.place)
     }
 
+    /// Bytes moved so far that were in another device's memory behind the IOMMU.
+    pub(super) fn peer_bytes(&self) -> u64 {
+        self.iommu.peer_bytes()
+    }
+
     /// How many of `len` bytes at `addr` are in the same place as the first.
     #[inline]
     pub(super) fn len_in_place(&self, addr: u64, len: usize) -> usize {

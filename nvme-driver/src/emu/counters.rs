@@ -8,10 +8,14 @@ pub struct Counters {
     pub drive_to_cmb: u64,
     /// Bytes written to the namespace from the CMB.
     pub cmb_to_drive: u64,
-    /// Bytes read from the namespace into memory behind the IOMMU (the host's, or a peer's).
+    /// Bytes read from the namespace into the host's memory, behind the IOMMU.
     pub drive_to_host: u64,
-    /// Bytes written to the namespace from memory behind the IOMMU.
+    /// Bytes written to the namespace from the host's memory.
     pub host_to_drive: u64,
+    /// Bytes read from the namespace into another device's memory (its CMB or PMR), behind the IOMMU.
+    pub drive_to_peer: u64,
+    /// Bytes written to the namespace from another device's memory.
+    pub peer_to_drive: u64,
     /// Bytes read from the namespace into the Persistent Memory Region.
     pub drive_to_pmr: u64,
     /// Bytes written to the namespace from the Persistent Memory Region.
@@ -41,6 +45,8 @@ impl Default for Counters {
             cmb_to_drive: 0,
             drive_to_host: 0,
             host_to_drive: 0,
+            drive_to_peer: 0,
+            peer_to_drive: 0,
             drive_to_pmr: 0,
             pmr_to_drive: 0,
             admin_commands: [0; 256],

@@ -164,7 +164,7 @@ impl PciFunction for EmulatedController {
         let Some((fd, start)) = memory.fd() else { return Ok(None) };
         let failed = |source| PciError::Io { what: format!("map BAR {index} of {}", self.name), source };
         let fd = fd.try_clone_to_owned().map_err(failed)?;
-        let part = Mapping::from_fd(fd, start + offset, n, memory.access()).map_err(|e| failed(e.source))?;
+        let part = Mapping::of_device(fd, start + offset, n).map_err(|e| failed(e.source))?;
         Ok(Some(part))
     }
 

@@ -123,16 +123,19 @@ impl State {
         let fail = |e: io::Error| media_error("write", &e, Status::WRITE_FAULT);
         let (memory, mut at) = self.namespace.prepare(range.offset, len, durable).map_err(fail)?;
         for s in &self.pointers.segments {
+            let before = bus.peer_bytes();
             if bus.copy_out(s.addr, memory, at, s.len).is_err() {
                 self.counters.iommu_faults += 1;
                 return Err(Status::DATA_TRANSFER_ERROR);
             }
+            let peer = bus.peer_bytes() - before;
             let counter = match bus.place(s.addr) {
                 Place::Host => &mut self.counters.host_to_drive,
                 Place::Cmb => &mut self.counters.cmb_to_drive,
                 Place::Pmr => &mut self.counters.pmr_to_drive,
             };
-            *counter += s.len as u64;
+            *counter += s.len as u64 - peer;
+            self.counters.peer_to_drive += peer;
             at += s.len;
         }
         self.namespace.store(range.offset, len, durable).map_err(fail)

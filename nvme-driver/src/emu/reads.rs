@@ -97,16 +97,19 @@ pub(super) fn deliver(
     mut at: usize,
 ) -> Result<(), Status> {
     for s in segments {
+        let before = bus.peer_bytes();
         if bus.copy_in(s.addr, memory, at, s.len).is_err() {
             counters.iommu_faults += 1;
             return Err(Status::DATA_TRANSFER_ERROR);
         }
+        let peer = bus.peer_bytes() - before;
         let counter = match bus.place(s.addr) {
             Place::Host => &mut counters.drive_to_host,
             Place::Cmb => &mut counters.drive_to_cmb,
             Place::Pmr => &mut counters.drive_to_pmr,
         };
-        *counter += s.len as u64;
+        *counter += s.len as u64 - peer;
+        counters.drive_to_peer += peer;
         at += s.len;
     }
     Ok(())

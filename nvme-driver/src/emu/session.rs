@@ -18,11 +18,14 @@ pub(crate) struct Session<'a> {
     hint: Cell<usize>,
     read: Cell<u64>,
     written: Cell<u64>,
+    /// Of all bytes moved, those in another device's memory.
+    peer: Cell<u64>,
 }
 
 impl<'a> Session<'a> {
     pub(super) fn new(domain: &'a Domain, table: RwLockReadGuard<'a, Vec<Entry>>) -> Self {
-        Self { domain, table, hint: Cell::new(0), read: Cell::new(0), written: Cell::new(0) }
+        let zero = || Cell::new(0);
+        Self { domain, table, hint: Cell::new(0), read: zero(), written: zero(), peer: zero() }
     }
 
     /// The memory behind `iova`, the offset in it, and how many bytes of `len` are contiguous there.
@@ -71,6 +74,9 @@ impl<'a> Session<'a> {
             match self.translate(at, len - done, write) {
                 Ok((memory, offset, n)) => {
                     each(&mut data, memory, offset, done, n);
+                    if memory.is_device() {
+                        self.peer.set(self.peer.get() + n as u64);
+                    }
                     done += n;
                 }
                 Err(FaultReason::Unmapped) => {
@@ -106,6 +112,11 @@ impl<'a> Session<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Bytes moved so far between the device and the memory of other devices.
+    pub(crate) fn peer_bytes(&self) -> u64 {
+        self.peer.get()
     }
 
     pub(crate) fn fault(&self, fault: DmaFault) {

@@ -98,7 +98,7 @@ impl State {
             if size == 0 {
                 return Ok(None);
             }
-            let memory = Mapping::memfd(name, usize::try_from(size).unwrap_or(usize::MAX))?;
+            let memory = Mapping::device_memfd(name, usize::try_from(size).unwrap_or(usize::MAX))?;
             // Other processes are given it: none may add a seal that keeps the next one from mapping it.
             if let Some((fd, _)) = memory.fd() {
                 let fail = |e: Errno| MapError {

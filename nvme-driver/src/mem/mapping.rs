@@ -22,6 +22,17 @@ pub enum Access {
     ReadWrite,
 }
 
+/// Whose memory a mapping is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Nobody else has these pages.
+    Private,
+    /// A file's.
+    Shared,
+    /// A device's own, reached through a BAR.
+    Device,
+}
+
 /// Mapping memory failed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot map {len} bytes of {what}: {source}")]
@@ -60,8 +71,7 @@ pub struct Mapping {
     access: Access,
     fd: Option<OwnedFd>,
     fd_offset: u64,
-    /// Nobody else has these pages.
-    private: bool,
+    kind: Kind,
 }
 
 // SAFETY: the pointer is to memory that lives as long as the value and is not tied to a thread; all access is by racing copies or atomics.
@@ -76,21 +86,26 @@ impl Mapping {
         let got = unsafe {
             mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
         };
-        Self::adopt(got, len, Access::ReadWrite, true, None, 0)
+        Self::adopt(got, len, Access::ReadWrite, Kind::Private, None, 0)
     }
 
     /// Creates an anonymous file of `len` bytes for good (mode 0600, close-on-exec, sealed against shrinking and growing, open to
     /// further seals) and maps it shared.
     pub fn memfd(name: &str, len: usize) -> Result<Arc<Self>, MapError> {
-        Self::memfd_with(name, len, MemfdFlags::empty())
+        Self::memfd_with(name, len, MemfdFlags::empty(), false)
+    }
+
+    /// The same as the memory of an emulated device.
+    pub(crate) fn device_memfd(name: &str, len: usize) -> Result<Arc<Self>, MapError> {
+        Self::memfd_with(name, len, MemfdFlags::empty(), true)
     }
 
     /// The same on 2 MiB huge pages; `len` is a multiple of 2 MiB. Fails where the system has none to spare.
     pub fn huge_memfd(name: &str, len: usize) -> Result<Arc<Self>, MapError> {
-        Self::memfd_with(name, len, MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB)
+        Self::memfd_with(name, len, MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB, false)
     }
 
-    fn memfd_with(name: &str, len: usize, more: MemfdFlags) -> Result<Arc<Self>, MapError> {
+    fn memfd_with(name: &str, len: usize, more: MemfdFlags, device: bool) -> Result<Arc<Self>, MapError> {
         let fail = |e: rustix::io::Errno| MapError { what: format!("memfd {name}"), len, source: e.into() };
         let cname = CString::new(name).map_err(|_| fail(rustix::io::Errno::INVAL))?;
         let fd =
@@ -99,14 +114,21 @@ impl Mapping {
         rustix::fs::ftruncate(&fd, len as u64).map_err(fail)?;
         // Whoever is given the descriptor could otherwise cut the file, and our next access would be a SIGBUS.
         fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW).map_err(fail)?;
-        Self::from_fd(fd, 0, len, Access::ReadWrite)
+        if device { Self::of_device(fd, 0, len) } else { Self::from_fd(fd, 0, len, Access::ReadWrite) }
+    }
+
+    /// Maps `len` bytes of `fd` from `offset`, shared: memory of a device behind one of its BARs, or the memory that an emulated
+    /// device has for it. Otherwise as [`from_fd`](Self::from_fd).
+    pub fn of_device(fd: OwnedFd, offset: u64, len: usize) -> Result<Arc<Self>, MapError> {
+        let got = Self::map_shared(fd.as_fd(), offset, len, Access::ReadWrite);
+        Self::adopt(got, len, Access::ReadWrite, Kind::Device, Some(fd), offset)
     }
 
     /// Maps `len` bytes of `fd` from `offset`, shared. The caller vouches that the file is at least that long and
     /// cannot shrink (sealed, or a device): a page beyond its end would fault.
     pub fn from_fd(fd: OwnedFd, offset: u64, len: usize, access: Access) -> Result<Arc<Self>, MapError> {
         let got = Self::map_shared(fd.as_fd(), offset, len, access);
-        Self::adopt(got, len, access, false, Some(fd), offset)
+        Self::adopt(got, len, access, Kind::Shared, Some(fd), offset)
     }
 
     /// The same without keeping the descriptor: for whoever maps thousands of ranges that others own, and hands none of them on.
@@ -117,7 +139,7 @@ impl Mapping {
         access: Access,
     ) -> Result<Arc<Self>, MapError> {
         let got = Self::map_shared(fd, offset, len, access);
-        Self::adopt(got, len, access, false, None, offset)
+        Self::adopt(got, len, access, Kind::Shared, None, offset)
     }
 
     fn map_shared(
@@ -138,11 +160,11 @@ impl Mapping {
         got: rustix::io::Result<*mut core::ffi::c_void>,
         len: usize,
         access: Access,
-        private: bool,
+        kind: Kind,
         fd: Option<OwnedFd>,
         fd_offset: u64,
     ) -> Result<Arc<Self>, MapError> {
-        let what = if private { "anonymous memory" } else { "a file descriptor" };
+        let what = if kind == Kind::Private { "anonymous memory" } else { "a file descriptor" };
         let fail = |source: io::Error| MapError { what: what.to_owned(), len, source };
         let ptr = got.map_err(|e| fail(e.into()))?;
         let Some(ptr) = NonNull::new(ptr.cast::<u8>()) else {
@@ -153,7 +175,7 @@ impl Mapping {
         if let Err(e) = unsafe { madvise(ptr.as_ptr().cast(), len, Advice::LinuxDontFork) } {
             tracing::debug!("MADV_DONTFORK on {what}: {e}");
         }
-        Ok(Arc::new(Self { ptr, len, access, fd, fd_offset, private }))
+        Ok(Arc::new(Self { ptr, len, access, fd, fd_offset, kind }))
     }
 
     /// Locks the pages into memory, so that they neither move nor get swapped out. Bounded by RLIMIT_MEMLOCK.
@@ -185,6 +207,11 @@ impl Mapping {
     /// The file behind the mapping and the mapping's offset in it, if there is one: what another process needs to map the same bytes.
     pub fn fd(&self) -> Option<(BorrowedFd<'_>, u64)> {
         self.fd.as_ref().map(|fd| (fd.as_fd(), self.fd_offset))
+    }
+
+    /// Whether it is a device's own memory and not the host's: what goes there does not pass host memory.
+    pub fn is_device(&self) -> bool {
+        self.kind == Kind::Device
     }
 
     fn check(&self, offset: usize, len: usize, store: bool) -> Result<*mut u8, OutOfRange> {
@@ -233,7 +260,7 @@ impl Mapping {
         let end = offset + len;
         let (first, last) = (offset.next_multiple_of(super::PAGE), end - end % super::PAGE);
         // Shared memory is not ours alone to give back.
-        if !self.private || first >= last {
+        if self.kind != Kind::Private || first >= last {
             return self.zero(offset, len);
         }
         let pages = self.ptr.as_ptr().wrapping_add(first).cast();

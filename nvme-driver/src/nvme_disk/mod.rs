@@ -14,7 +14,9 @@ use crate::disk::{CmbMemory, Disk, DiskError, Geometry, Op, ResetHook};
 use crate::dma::DmaBuffer;
 use crate::io_queue::IoQueue;
 use crate::lock::ImageLock;
-use crate::mem::PAGE;
+use crate::mem::{Mapping, PAGE};
+use crate::pci::DmaAccess;
+use crate::peer_memory::PeerMemory;
 use crate::queue::Done;
 use transfer::{Job, Memory, Request};
 
@@ -158,6 +160,24 @@ impl NvmeDisk {
         }
         Ok(cmb.bus_address + offset as u64)
     }
+
+    /// The bus address of `len` bytes at `offset` of another device's memory, if it is mapped for this controller and for `op`.
+    fn peer_address(&self, op: Op, memory: &PeerMemory, offset: usize, len: usize) -> Result<u64, DiskError> {
+        let refuse = |reason: String| DiskError::Peer { name: self.name.clone(), reason };
+        if !Arc::ptr_eq(memory.controller(), self.controller()) {
+            return Err(refuse(format!("it is mapped for {}", memory.controller().name())));
+        }
+        // A read command stores into memory, a write command loads from it.
+        let allowed = if op == Op::Read { memory.access().writable() } else { memory.access().readable() };
+        if !allowed {
+            return Err(refuse(format!("it is not mapped for a {op} command ({:?} only)", memory.access())));
+        }
+        let size = memory.len();
+        if offset.checked_add(len).is_none_or(|end| end > size) || !offset.is_multiple_of(4) {
+            return Err(refuse(format!("{len} bytes at offset {offset:#x} are not in its {size:#x} bytes")));
+        }
+        Ok(memory.bus_address() + offset as u64)
+    }
 }
 
 impl Disk for NvmeDisk {
@@ -231,6 +251,43 @@ impl Disk for NvmeDisk {
         let address = self.cmb_address(Op::Write, offset, len)?;
         let piece = self.geometry.max_transfer;
         self.run(Job { op: Op::Write, lba, blocks, piece }, Memory::Bus(address))
+    }
+
+    fn map_peer(
+        &mut self,
+        memory: &Arc<Mapping>,
+        offset: usize,
+        len: usize,
+        access: DmaAccess,
+    ) -> Result<PeerMemory, DiskError> {
+        PeerMemory::map(self.controller(), memory, offset, len, access)
+            .map_err(|e| DiskError::Peer { name: self.name.clone(), reason: e.to_string() })
+    }
+
+    fn read_to_peer(
+        &mut self,
+        lba: u64,
+        to: &PeerMemory,
+        offset: usize,
+        len: usize,
+    ) -> Result<(), DiskError> {
+        let blocks = self.geometry.check(Op::Read, lba, len as u64)?;
+        let address = self.peer_address(Op::Read, to, offset, len)?;
+        let piece = self.geometry.max_transfer;
+        self.run(Job { op: Op::Read, lba, blocks, piece }, Memory::Peer(address))
+    }
+
+    fn write_from_peer(
+        &mut self,
+        lba: u64,
+        from: &PeerMemory,
+        offset: usize,
+        len: usize,
+    ) -> Result<(), DiskError> {
+        let blocks = self.geometry.check(Op::Write, lba, len as u64)?;
+        let address = self.peer_address(Op::Write, from, offset, len)?;
+        let piece = self.geometry.max_transfer;
+        self.run(Job { op: Op::Write, lba, blocks, piece }, Memory::Peer(address))
     }
 }
 

@@ -24,8 +24,10 @@ pub(super) struct Job {
 pub(super) enum Memory<'a> {
     Into(&'a mut [u8]),
     From(&'a [u8]),
-    /// On the bus already, from this address.
+    /// In the CMB, from this address.
     Bus(u64),
+    /// In another device's memory, from this address: a reset of this one does nothing to it.
+    Peer(u64),
     None,
 }
 
@@ -106,7 +108,9 @@ impl NvmeDisk {
                 self.bounce.write(here, part).map_err(bad)?;
                 Some(Data { address: bounce, len })
             }
-            (_, Memory::Bus(address)) => Some(Data { address: address + at as u64, len }),
+            (_, Memory::Bus(address) | Memory::Peer(address)) => {
+                Some(Data { address: address + at as u64, len })
+            }
             (_, Memory::None) => None,
         };
         let from_cmb = job.op == Op::Write && matches!(memory, Memory::Bus(_));

@@ -22,7 +22,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::error::VfioError;
 use super::sysfs::Sysfs;
 use super::{ioctl, iova};
-use crate::mem::{Access, Mapping, PAGE};
+use crate::mem::{Mapping, PAGE};
 use crate::pci::{Bar, DmaAccess, PciAddress, PciError, PciFunction};
 
 /// Command register in config space, and its Bus Master Enable bit (PCI local bus specification, 6.2.2).
@@ -306,8 +306,7 @@ impl PciFunction for VfioFunction {
             return Ok(None);
         }
         let fd = self.device_fd().try_clone_to_owned().map_err(|e| self.io("share the descriptor", e))?;
-        let mapping =
-            Mapping::from_fd(fd, at, size, Access::ReadWrite).map_err(|e| self.io("map a BAR", e.source))?;
+        let mapping = Mapping::of_device(fd, at, size).map_err(|e| self.io("map a BAR", e.source))?;
         Ok(Some(mapping))
     }
 

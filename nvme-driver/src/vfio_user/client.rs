@@ -17,7 +17,7 @@ use rustix::io::Errno;
 
 use super::connection::{CallError, Connection};
 use super::protocol::{Fields, Put, command};
-use crate::mem::{Access, Mapping, PAGE};
+use crate::mem::{Mapping, PAGE};
 use crate::pci::{Bar, DmaAccess, PciError, PciFunction};
 
 const CONFIG: u32 = 7;
@@ -320,7 +320,7 @@ impl PciFunction for VfioUserFunction {
         }
         let fail = |source| PciError::Io { what: format!("cannot map a BAR of {}", self.name), source };
         let file = file.try_clone().map_err(fail)?;
-        Ok(Some(Mapping::from_fd(file, at, size, Access::ReadWrite).map_err(|e| fail(e.source))?))
+        Ok(Some(Mapping::of_device(file, at, size).map_err(|e| fail(e.source))?))
     }
 
     fn iova_ranges(&self) -> Vec<RangeInclusive<u64>> {

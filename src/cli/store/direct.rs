@@ -12,11 +12,19 @@ pub(super) struct Direct {
 
 impl Direct {
     pub(super) fn open(url: &DeviceUrl) -> Result<Self, Failure> {
-        Ok(Self { fs: device::mount(&device::open_existing(url)?)? })
+        Ok(Self::on(device::mount(&device::open_existing(url)?)?))
+    }
+
+    pub(super) fn on(fs: Filesystem<AnyDisk>) -> Self {
+        Self { fs }
+    }
+
+    pub(super) fn fs(&mut self) -> &mut Filesystem<AnyDisk> {
+        &mut self.fs
     }
 
     /// Attributes for what is made here.
-    fn new_inode(mode: u32) -> NewInode {
+    pub(super) fn new_inode(mode: u32) -> NewInode {
         // Permission bits fit 16 bits.
         let mode = (mode & 0o7777) as u16;
         let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());

@@ -1,8 +1,10 @@
 //! The files of a place: of a device that this process opened, or of a server.
 //!
 //! * `direct`: a filesystem mounted here
+//! * `across`: from one of those to another
 //! * `served`: a client of a server
 //! * `leftover`: the names under which files are written, and what killed writers left of them
+pub(crate) mod across;
 mod direct;
 mod leftover;
 mod served;
@@ -122,10 +124,7 @@ impl Store {
         from: &mut dyn Read,
         progress: &mut dyn FnMut(u64),
     ) -> Result<(), Failure> {
-        if path.ends_with('/') || self.0.stat(path).is_ok_and(|e| e.is_directory()) {
-            return Err(Failure::new(format!("{path} is a directory"))
-                .hint("give the whole path, with the name that the file is to have"));
-        }
+        no_directory(self.0.as_mut(), path)?;
         leftover::remove(self.0.as_mut(), path);
         let mut job = WriteJob { path, temporary: leftover::temporary_name(path), mode, from, progress };
         let result = self.0.write(&mut job);
@@ -156,6 +155,15 @@ impl Store {
     pub(crate) fn close(self) -> Result<(), Failure> {
         self.0.close()
     }
+}
+
+/// Refuses a path that cannot become a file.
+fn no_directory(files: &mut dyn Files, path: &str) -> Result<(), Failure> {
+    if path.ends_with('/') || files.stat(path).is_ok_and(|e| e.is_directory()) {
+        return Err(Failure::new(format!("{path} is a directory"))
+            .hint("give the whole path, with the name that the file is to have"));
+    }
+    Ok(())
 }
 
 /// `drwxr-xr-x` and the like.
