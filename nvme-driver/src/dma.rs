@@ -160,7 +160,14 @@ impl Drop for Inner {
                 Ok(()) => self.give_iova(chunk.iova, len),
                 // The device may still reach it: neither the address nor the memory is used again.
                 Err(e) => {
-                    tracing::error!("leaking {len} bytes of DMA memory: {e}");
+                    let name = self.function.name();
+                    let what = "of DMA memory are kept and never used again, so that whatever the device may still write there \
+                                overwrites nothing; the system has them back when this process ends";
+                    match &e {
+                        // A device that went away answers no more: nothing is wrong on this side.
+                        PciError::Removed(_) => tracing::warn!("{name}: {len} bytes {what} ({e})"),
+                        _ => tracing::error!("{name}: {len} bytes {what} ({e})"),
+                    }
                     std::mem::forget(chunk.memory);
                 }
             }

@@ -1,13 +1,13 @@
 //! Random registers, doorbells, config space and commands against the emulated controller: it neither panics nor hangs,
 //! and a reset always brings it back.
 //!
-//! Runs a fixed number of rounds, or for `CMBFS_FUZZ_SECONDS` seconds. A failure names its seed; `CMBFS_FUZZ_SEED` runs
-//! that one alone.
+//! See `tape` for how long, from which seed, and how to repeat one.
 #![cfg(test)]
+mod tape;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
 
 use nvme_driver::emu::{
     Backing, CmbSupport, Config, Counters, EmulatedController, Fault, PowerCut, Rule, Stuck, Target,
@@ -15,8 +15,7 @@ use nvme_driver::emu::{
 use nvme_driver::mem::{Mapping, PAGE};
 use nvme_driver::pci::{DmaAccess, PciFunction};
 use nvme_driver::spec::{Command, Status, regs};
-use rand_xoshiro::Xoshiro256PlusPlus;
-use rand_xoshiro::rand_core::{Rng, SeedableRng};
+use tape::{Feature, Tape, campaign};
 
 const BASE: u64 = 0x10_0000;
 const PAGES: u64 = 64;
@@ -24,8 +23,10 @@ const CBA: u64 = 0x8000_0000;
 const ROUNDS: u64 = 60;
 const ACTIONS: u64 = 400;
 
-struct Fuzz {
-    rng: Xoshiro256PlusPlus,
+struct Fuzz<'a> {
+    tape: &'a mut Tape,
+    /// Statuses of completions by queue and opcode of the command before, and whatever else happened.
+    reached: HashSet<Feature>,
     controller: Arc<EmulatedController>,
     function: Arc<dyn PciFunction>,
     memory: Arc<Mapping>,
@@ -34,10 +35,10 @@ struct Fuzz {
     tails: [u32; 5],
 }
 
-impl Fuzz {
-    fn new(seed: u64) -> Self {
-        let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
-        let mut flag = || rng.next_u32() & 3 != 0;
+impl<'a> Fuzz<'a> {
+    fn new(tape: &'a mut Tape) -> Self {
+        let (seed, media) = (tape.below(1 << 20), tape.below(16));
+        let mut flag = || tape.below(4) != 0;
         let cmb = CmbSupport {
             submission_queues: flag(),
             completion_queues: flag(),
@@ -47,7 +48,7 @@ impl Fuzz {
             mixed_data: flag(),
         };
         let image = tempfile::tempdir().unwrap();
-        let namespace = match seed % 16 {
+        let namespace = match media {
             0 => Backing::File { path: image.path().join("disk.img"), create: Some(1 << 20) },
             1 => Backing::Null { bytes: 1 << 20 },
             _ => Backing::Ram { bytes: 1 << 20 },
@@ -70,11 +71,11 @@ impl Fuzz {
         let function = controller.function();
         let memory = Mapping::anonymous(PAGES as usize * PAGE).unwrap();
         let doorbells = function.map_bar(0, regs::DOORBELLS, PAGE as u64).unwrap().unwrap();
-        Self { rng, controller, function, memory, doorbells, tails: [0; 5] }
+        Self { tape, reached: HashSet::new(), controller, function, memory, doorbells, tails: [0; 5] }
     }
 
     fn below(&mut self, n: u64) -> u64 {
-        self.rng.next_u64() % n
+        self.tape.below(n)
     }
 
     fn one_of(&mut self, list: &[u64]) -> u64 {
@@ -89,7 +90,7 @@ impl Fuzz {
             2 => 1 << self.below(64),
             3 => (1 << self.below(64)) - 1,
             4 => self.below(1 << 16),
-            _ => self.rng.next_u64(),
+            _ => self.tape.any(),
         }
     }
 
@@ -142,6 +143,7 @@ impl Fuzz {
         self.tails[qid] = (self.tails[qid] + 1) % entries;
         self.doorbells.u32_at(qid * 8).unwrap().store(self.tails[qid], Ordering::Release);
         self.controller.step();
+        self.note_completion(qid, &cmd);
         // Consume whatever may be there.
         if self.below(8) != 0 {
             let head = self.tails[qid];
@@ -149,11 +151,25 @@ impl Fuzz {
         }
     }
 
+    /// Notes what the command's completion says, if it is where it is without anything gone wrong.
+    fn note_completion(&mut self, qid: usize, cmd: &Command) {
+        let entries = if qid == 0 { 64 } else { 32 };
+        let slot = (self.tails[qid] + entries - 1) % entries;
+        let at = (qid * 2 + 1) * PAGE + slot as usize * 16;
+        let word = |at| self.memory.u32_at(at).unwrap().load(Ordering::Acquire);
+        let (sq, last) = (word(at + 8) >> 16, word(at + 12));
+        let status = Status::from_field((last >> 17) as u16);
+        if (sq as usize, last as u16) == (qid, cmd.cid()) && status.name().is_some() {
+            let opcode = if cmd.opcode() <= 0x18 { cmd.opcode() } else { 0xff };
+            self.reached.insert([u32::from(qid != 0), opcode.into(), u32::from(status.field() & 0x7ff)]);
+        }
+    }
+
     /// A command that is mostly well-formed.
     fn command(&mut self, admin: bool) -> Command {
         let known: &[u64] =
             if admin { &[0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 0x18, 0x80] } else { &[0, 1, 2, 4, 5, 8, 9, 0xc] };
-        let op = if self.below(16) == 0 { self.rng.next_u32() as u8 } else { self.one_of(known) as u8 };
+        let op = if self.below(16) == 0 { self.tape.below(256) as u8 } else { self.one_of(known) as u8 };
         let mut cmd = Command::new(op, if self.below(8) == 0 { self.number() as u32 } else { 1 });
         cmd.cdw0 |= (self.below(64) as u32) << 16;
         if self.below(8) == 0 {
@@ -284,10 +300,13 @@ impl Fuzz {
         self.controller.step();
     }
 
-    fn run(seed: u64) -> Counters {
-        let mut fuzz = Self::new(seed);
+    fn run(tape: &'a mut Tape) -> (Counters, HashSet<Feature>) {
+        let mut fuzz = Self::new(tape);
         fuzz.bring_up();
         for _ in 0..ACTIONS {
+            if fuzz.tape.is_over() {
+                break;
+            }
             fuzz.act();
         }
         fuzz.function.reset().unwrap();
@@ -296,7 +315,7 @@ impl Fuzz {
         for _ in 0..20 {
             fuzz.act_after_removal();
         }
-        fuzz.controller.counters()
+        (fuzz.controller.counters(), fuzz.reached)
     }
 
     fn act_after_removal(&mut self) {
@@ -311,36 +330,25 @@ impl Fuzz {
 
 #[test]
 fn random_registers_and_commands() {
-    let number = |name| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
-    if let Some(seed) = number("CMBFS_FUZZ_SEED") {
-        Fuzz::run(seed);
-        return;
-    }
-    let limit = number("CMBFS_FUZZ_SECONDS").map(|s| (Instant::now(), Duration::from_secs(s)));
-    let first = number("CMBFS_SEED").unwrap_or(1);
-    let mut seed = first;
     let (mut moved, mut succeeded, mut failed) = ([0; 4], 0, 0);
-    loop {
-        let done = match limit {
-            Some((start, length)) => start.elapsed() > length,
-            None => seed - first >= ROUNDS,
-        };
-        if done {
-            break;
-        }
-        let Ok(c) = std::panic::catch_unwind(|| Fuzz::run(seed)) else {
-            panic!("failed with CMBFS_FUZZ_SEED={seed}");
-        };
-        let bytes = [c.drive_to_cmb, c.cmb_to_drive, c.drive_to_host, c.host_to_drive];
-        moved.iter_mut().zip(bytes).for_each(|(sum, n)| *sum += n);
-        failed += c.errors;
-        succeeded += c.io_total() + c.admin_commands.iter().sum::<u64>() - c.errors;
-        seed += 1;
-    }
-    let rounds = seed - first;
-    println!(
-        "{rounds} rounds of {ACTIONS} actions: {succeeded} commands succeeded, {failed} failed, {moved:?} bytes"
+    let rounds = campaign(
+        "emulated",
+        ROUNDS,
+        100,
+        || false,
+        |tape| {
+            let (c, mut reached) = Fuzz::run(tape);
+            let bytes = [c.drive_to_cmb, c.cmb_to_drive, c.drive_to_host, c.host_to_drive];
+            for (i, (sum, n)) in (100..).zip(moved.iter_mut().zip(bytes)) {
+                *sum += n;
+                reached.insert([i, u32::from(n > 0), 0]);
+            }
+            failed += c.errors;
+            succeeded += c.io_total() + c.admin_commands.iter().sum::<u64>() - c.errors;
+            reached
+        },
     );
+    println!("{rounds} rounds: {succeeded} commands succeeded, {failed} failed, {moved:?} bytes");
     // Not so random that nothing works.
-    assert!(moved.iter().all(|n| *n > 0) && succeeded > failed / 10);
+    assert!(rounds == 1 || moved.iter().all(|n| *n > 0) && succeeded > failed / 10);
 }

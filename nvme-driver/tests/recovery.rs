@@ -1,103 +1,19 @@
 //! What the driver does about a drive that misbehaves: each fault ends in the right bytes or in a typed error, within a
 //! bound of injected time, and leaks nothing.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed call fails the test")]
+mod rig;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use nvme_driver::clock::{Clock, ManualClock};
-use nvme_driver::controller::{Controller, ControllerError, ControllerOptions, State};
+use nvme_driver::clock::ManualClock;
+use nvme_driver::controller::{ControllerError, State};
 use nvme_driver::disk::{Disk, DiskError};
-use nvme_driver::emu::{Backing, Config, EmulatedController, Fault, Rule, Stuck, Target};
+use nvme_driver::emu::{Config, EmulatedController, Fault, Rule, Stuck, Target};
 use nvme_driver::nvme_disk::NvmeDisk;
 use nvme_driver::pci::PciError;
 use nvme_driver::spec::{AdminOpcode, NvmOpcode, Status};
-
-const READ: u8 = NvmOpcode::Read as u8;
-const BLOCK: usize = 4096;
-
-struct Rig {
-    emulated: Arc<EmulatedController>,
-    clock: Arc<ManualClock>,
-    disk: NvmeDisk,
-}
-
-fn config() -> Config {
-    Config {
-        namespace: Backing::Ram { bytes: 4 << 20 },
-        lba_size: 4096,
-        cmb_size: 1 << 20,
-        mdts: 2,
-        ..Config::default()
-    }
-}
-
-/// Ten times shorter than by default: injected time is cheap, but every millisecond of it is a few polls.
-fn options() -> ControllerOptions {
-    ControllerOptions {
-        io_timeout: Duration::from_secs(3),
-        abort_timeout: Duration::from_millis(200),
-        admin_timeout: Duration::from_secs(1),
-        ..ControllerOptions::default()
-    }
-}
-
-fn attach(
-    emulated: &Arc<EmulatedController>,
-    clock: &Arc<ManualClock>,
-) -> Result<Arc<Controller>, ControllerError> {
-    Controller::new(emulated.function(), options(), Arc::clone(clock) as Arc<dyn Clock>)
-}
-
-/// A disk whose every block holds its number.
-fn rig() -> Rig {
-    let emulated = EmulatedController::new(&config()).unwrap();
-    let clock = Arc::new(ManualClock::new());
-    let mut disk = NvmeDisk::new(&attach(&emulated, &clock).unwrap()).unwrap();
-    let all: Vec<u8> = (0..4 << 20).map(|i| pattern(i / BLOCK)).collect();
-    disk.write(0, &all).unwrap();
-    Rig { emulated, clock, disk }
-}
-
-fn pattern(block: usize) -> u8 {
-    (block * 7 + block / 256 + 1) as u8
-}
-
-impl Rig {
-    fn read(&mut self, lba: usize, blocks: usize) -> Result<(), DiskError> {
-        let mut got = vec![0; blocks * BLOCK];
-        self.disk.read(lba as u64, &mut got)?;
-        for (i, block) in got.chunks(BLOCK).enumerate() {
-            assert!(block.iter().all(|&b| b == pattern(lba + i)), "block {}", lba + i);
-        }
-        Ok(())
-    }
-
-    fn inject(&self, rule: Rule) {
-        self.emulated.faults().inject(rule);
-    }
-
-    /// Everything works, with all pieces of the bounce buffer.
-    fn is_well(&mut self) {
-        self.emulated.faults().clear();
-        self.read(0, 1024).unwrap();
-        assert_eq!(self.emulated.faults().held(), 0);
-        assert!(self.emulated.domain().faults().is_empty(), "a DMA went astray");
-    }
-
-    /// How much injected time `what` takes.
-    fn timed<T>(&mut self, what: impl FnOnce(&mut Self) -> T) -> (T, Duration) {
-        let start = self.clock.now();
-        let result = what(self);
-        let took = self.clock.now() - start;
-        (result, took)
-    }
-}
-
-/// What a call may take at most: three attempts, each with its I/O and its abort timeout, and a little for resets.
-fn bound() -> Duration {
-    let options = options();
-    (options.io_timeout + options.abort_timeout + Duration::from_secs(3)) * 3
-}
+use rig::{BLOCK, READ, attach, bound, config, pattern, rig, rig_with};
 
 #[test]
 fn a_stalled_command_is_aborted_and_sent_again() {
@@ -205,7 +121,7 @@ fn a_removed_drive_is_dead_at_once_and_stays_so() {
     let (result, took) = rig.timed(|r| r.disk.flush());
     assert!(matches!(result, Err(DiskError::Dead { .. })));
     assert_eq!(took, Duration::ZERO);
-    let ((), took) = rig.timed(|r| drop(std::mem::replace(&mut r.disk, self::rig().disk)));
+    let ((), took) = rig.timed(|r| drop(std::mem::replace(&mut r.disk, rig_with(&config()).disk)));
     assert!(took < Duration::from_secs(1));
 }
 
@@ -327,6 +243,7 @@ fn another_queues_reset_is_noticed_and_survived() {
     other.read(9, &mut got).unwrap();
     assert_eq!(got[0], pattern(9));
     assert_eq!(controller.epoch(), 1, "one reset serves both");
+    drop(other);
     rig.is_well();
 }
 
@@ -354,12 +271,7 @@ fn random_faults_end_in_the_right_bytes_or_in_a_typed_error() {
         Fault::Fatal,
     ];
     for seed in 0..6 {
-        let emulated = EmulatedController::new(&Config { seed, ..config() }).unwrap();
-        let clock = Arc::new(ManualClock::new());
-        let mut disk = NvmeDisk::new(&attach(&emulated, &clock).unwrap()).unwrap();
-        let all: Vec<u8> = (0..4 << 20).map(|i| pattern(i / BLOCK)).collect();
-        disk.write(0, &all).unwrap();
-        let mut rig = Rig { emulated, clock, disk };
+        let mut rig = rig_with(&Config { seed, ..config() });
         rig.emulated.faults().randomly(150, &faults);
         let mut failed = 0;
         for round in 0..40 {

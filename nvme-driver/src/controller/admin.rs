@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytemuck::Pod;
 
+use super::bringup::State;
 use super::queues::{self, CmbRoom};
 use super::{ControllerError, Env};
 use crate::dma::DmaBuffer;
@@ -18,6 +19,9 @@ use crate::spec::regs::{Aqa, Cap};
 
 /// Entries of the admin queues: far below the 4,096 that AQA can say, and more than are ever in flight.
 const ENTRIES: u16 = 32;
+
+/// How often a wait looks at CSTS, so that a controller that failed or is gone is noticed long before its commands are late.
+const HEALTH: Duration = Duration::from_secs(1);
 
 /// The token of Asynchronous Event Requests; other commands count up from 0.
 const EVENT: u64 = u64::MAX;
@@ -78,6 +82,7 @@ impl AdminQueue {
         self.pair.submit(command, data, token)?;
         self.pair.ring();
         let start = env.clock.now();
+        let mut looked = start;
         loop {
             let mut done = None;
             let reaped = self.pair.reap(1, |d| done = Some(d));
@@ -94,16 +99,26 @@ impl AdminQueue {
                 Some(d) if d.token == EVENT && d.status.is_success() => self.event = Some(d.result),
                 _ => {}
             }
-            let waited = env.clock.now().saturating_sub(start);
-            if waited >= env.options.admin_timeout {
-                self.failed = true;
-                // A controller that is gone says so here.
-                env.registers.csts()?;
-                return Err(ControllerError::CommandTimeout {
-                    name: env.name().to_owned(),
-                    command: name,
-                    waited,
-                });
+            let now = env.clock.now();
+            let waited = now.saturating_sub(start);
+            let overdue = waited >= env.options.admin_timeout;
+            if overdue || now.saturating_sub(looked) >= HEALTH {
+                looked = now;
+                let device = || env.name().to_owned();
+                let over = match env.registers.csts() {
+                    Err(gone) => Some(gone),
+                    Ok(csts) if csts.cfs() => {
+                        Some(ControllerError::Fatal { name: device(), state: State::Ready })
+                    }
+                    Ok(_) if overdue => {
+                        Some(ControllerError::CommandTimeout { name: device(), command: name, waited })
+                    }
+                    Ok(_) => None,
+                };
+                if let Some(e) = over {
+                    self.failed = true;
+                    return Err(e);
+                }
             }
             env.clock.pause(Duration::ZERO);
         }
@@ -217,7 +232,8 @@ impl AdminQueue {
         (sq.prp1, sq.cdw10) = (at.sq_address, size);
         sq.cdw11 = u32::from(at.qid) << 16 | PHYSICALLY_CONTIGUOUS;
         let created = self.execute(env, "Create I/O Submission Queue", sq, false);
-        if created.is_err() {
+        // After a failure of the queue itself nothing more can be said, and nothing goes on before a reset, which deletes it.
+        if created.is_err() && !self.failed {
             self.delete(env, AdminOpcode::DeleteIoCq, at.qid)?;
         }
         created.map(|_| ())

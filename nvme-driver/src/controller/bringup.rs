@@ -95,7 +95,11 @@ pub(crate) fn bring_up(env: &Env, kept: &mut Kept) -> Result<Identity, Controlle
         write_cache: false,
     };
     while machine.state != State::Ready {
-        match machine.step()? {
+        let stepped = machine.step().map_err(|e| match e {
+            ControllerError::Fatal { name, .. } => ControllerError::Fatal { name, state: machine.state },
+            other => other,
+        });
+        match stepped? {
             Some(next) => {
                 tracing::trace!("{}: {:?} -> {next:?}", env.name(), machine.state);
                 (machine.state, machine.entered) = (next, env.clock.now());
@@ -157,7 +161,11 @@ impl Bringup<'_> {
                 State::WaitDisabled
             }
             State::WaitDisabled => {
-                if !regs.csts()?.rdy() {
+                let csts = regs.csts()?;
+                if !csts.rdy() && csts.cfs() && !self.function_was_reset {
+                    // It failed while it was disabled: disabling it again is no reset.
+                    State::ResetFunction
+                } else if !csts.rdy() {
                     State::EnableCmb
                 } else {
                     match self.overdue() {
@@ -168,7 +176,10 @@ impl Bringup<'_> {
                 }
             }
             State::ResetFunction => {
-                tracing::warn!("{}: still ready after CC.EN was cleared; resetting the function", env.name());
+                tracing::warn!(
+                    "{}: still ready or failed after CC.EN was cleared; resetting the function",
+                    env.name()
+                );
                 self.function_was_reset = true;
                 regs.function.reset()?;
                 regs.function.set_bus_master(true)?;

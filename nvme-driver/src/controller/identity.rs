@@ -114,3 +114,36 @@ fn ascii(field: &[u8]) -> String {
         .trim()
         .to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use bytemuck::Zeroable;
+
+    use super::*;
+
+    /// What is said about a namespace with this block size (as a power of two), metadata and protection.
+    fn said(lbads: u8, ms: u16, dps: u8, nsze: u64) -> Option<String> {
+        let mut data = Box::new(IdentifyNamespace::zeroed());
+        (data.nsze, data.dps, data.flbas) = (nsze, dps, 1);
+        (data.lbaf[1].lbads, data.lbaf[1].ms) = (lbads, ms);
+        Namespace::new(1, data).unusable
+    }
+
+    #[test]
+    fn plain_formats_are_usable_and_others_are_refused_with_the_reason() {
+        assert_eq!((said(9, 0, 0, 8), said(12, 0, 0, 8)), (None, None));
+        for (refused, reason) in [
+            (said(9, 8, 0, 8), "8 bytes of metadata"),
+            (said(12, 64, 0, 8), "64 bytes of metadata"),
+            (said(12, 0, 1, 8), "end-to-end protection"),
+            (said(12, 8, 3, 8), "metadata"),
+            (said(13, 0, 0, 8), "2^13 bytes per block"),
+            (said(0, 0, 0, 8), "2^0 bytes per block"),
+            (said(255, 0, 0, 8), "2^255 bytes per block"),
+            (said(12, 0, 0, 0), "inactive or empty"),
+        ] {
+            let text = refused.unwrap();
+            assert!(text.contains(reason), "{text}");
+        }
+    }
+}

@@ -202,6 +202,11 @@ impl Faults<'_> {
         self.controller.lock().resize_namespace(bytes);
     }
 
+    /// Gives the drive another temperature in kelvins (300 until then). Beyond the host's threshold the host is told (SMART / Health).
+    pub fn set_temperature(&self, kelvin: u16) {
+        self.controller.lock().become_hot(kelvin);
+    }
+
     /// Commands that were fetched and are held: stalled or delayed.
     pub fn held(&self) -> usize {
         self.controller.lock().held.len()

@@ -3,9 +3,12 @@ use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use nvme_driver::disk::Disk;
+use nvme_driver::dma::DmaArena;
+use nvme_driver::iova::IovaAllocator;
 use nvme_driver::mem::Mapping;
 use nvme_driver::pci::{DmaAccess, PciError};
 use nvme_driver::url::DeviceUrl;
@@ -15,7 +18,7 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
 use crate::dma::memfd;
-use crate::raw::{Served, u32_at, words};
+use crate::raw::{Client, Served, u32_at, words};
 
 fn pattern(seed: u64, len: usize) -> Vec<u8> {
     let mut random = Xoshiro256PlusPlus::seed_from_u64(seed);
@@ -120,6 +123,54 @@ fn a_server_that_goes_away_is_a_removed_device() {
     assert!(matches!(f.read32(0, 8), Err(PciError::Removed(_))));
 }
 
+/// The levels and texts of what is logged.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<(tracing::Level, String)>>>);
+
+impl tracing::field::Visit for Log {
+    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+        if let ("message", Some(last)) = (field.name(), self.0.lock().unwrap().last_mut()) {
+            last.1 = format!("{value:?}");
+        }
+    }
+}
+
+impl tracing::Subscriber for Log {
+    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, event: &tracing::Event<'_>) {
+        self.0.lock().unwrap().push((*event.metadata().level(), String::new()));
+        event.record(&mut self.clone());
+    }
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+/// A server that dies may have left something behind that still writes: the memory is kept, which is a warning and no error.
+#[test]
+fn memory_that_a_dead_server_may_still_write_is_not_used_again() {
+    let served = Served::new();
+    let f = VfioUserFunction::connect(&served.path).unwrap();
+    let iova = Arc::new(IovaAllocator::new(f.iova_ranges()));
+    let before = iova.free_bytes();
+    let arena = DmaArena::new(f, Arc::clone(&iova));
+    drop(arena.alloc(4096).unwrap());
+    drop(served);
+    let log = Log::default();
+    tracing::subscriber::with_default(log.clone(), || drop(arena));
+    assert_eq!(iova.free_bytes(), before - (2 << 20), "the address is not used again");
+    let log = log.0.lock().unwrap();
+    let [(level, text)] = &log[..] else { panic!("{log:?}") };
+    assert_eq!(*level, tracing::Level::WARN);
+    assert!(text.contains("2097152 bytes of DMA memory are kept and never used again"), "{text}");
+}
+
 type Answer = fn(Header, &[u8]) -> Option<Vec<u8>>;
 
 /// A server that answers as it is told: `reply(header, body)` gives the bytes to send, or none to hang up.
@@ -172,6 +223,51 @@ fn a_plain_server_is_enough() {
     assert_eq!(f.read32(0, 8).unwrap(), 0x0707_0707);
     assert!(f.map_bar(0, 0, 4096).unwrap().is_none());
     assert!(matches!(f.reset(), Err(PciError::Unsupported { .. })), "it did not say that it can be reset");
+    drop(f);
+    server.join().unwrap();
+}
+
+/// A target that maps parts of a BAR, apart from each other: those are mapped, each from its place in the file, and nothing else is.
+#[test]
+fn sparse_areas_are_honoured() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let listener = UnixListener::bind(&path).unwrap();
+    let file = memfd(0x10_000);
+    for page in 0..16u64 {
+        rustix::io::pwrite(&file, &[page as u8; 8], page * 0x1000).unwrap();
+    }
+    let server = std::thread::spawn(move || {
+        let mut client = Client::over(listener.accept().unwrap().0);
+        while let Some((header, body, _)) = client.receive_any() {
+            let bytes = plain(header, &body).unwrap();
+            if header.command != command::DEVICE_GET_REGION_INFO || u32_at(&body, 8) != 0 {
+                client.send(Header::parse(&bytes[..16].try_into().unwrap()), &bytes[16..], &[]);
+                continue;
+            }
+            // BAR 0: 64 KiB, the file's second page on; an unknown capability, then two areas, then one that leads outside.
+            let areas = [[0x1000u32, 0x1000], [0x3000, 0x2000], [0xf000, 0x2000]];
+            let mut info = words(&[32 + 16 + 16 + 48, 0b1111, 0, 32, 0xf000, 0, 0x1000, 0]);
+            info.extend(words(&[0x1_0099, 48, 0, 0, 0x1_0001, 0, 3, 0]));
+            areas.iter().for_each(|[at, len]| info.extend(words(&[*at, 0, *len, 0])));
+            let short = u32_at(&body, 0) < 112;
+            info.truncate(if short { 32 } else { info.len() });
+            let reply = Header { size: 16 + info.len() as u32, flags: 1, ..header };
+            let fds = [&file];
+            client.send(reply, &info, if short { &[] } else { &fds });
+        }
+    });
+    let f = VfioUserFunction::connect(&path).unwrap();
+    for (offset, len, first_page) in
+        [(0x1000, 0x1000, Some(2)), (0x3000, 0x2000, Some(4)), (0x4000, 0x1000, Some(5)), (0, 0x1000, None)]
+            .into_iter()
+            .chain([(0x1000, 0x2000, None), (0x2000, 0x1000, None), (0x3000, 0x3000, None)])
+    {
+        let mapped = f.map_bar(0, offset, len).unwrap();
+        let seen = mapped.map(|m| m.u32_at(0).unwrap().load(std::sync::atomic::Ordering::Relaxed) & 0xff);
+        assert_eq!(seen, first_page, "{len:#x} bytes at {offset:#x}");
+    }
+    assert!(f.map_bar(0, 0xe000, 0x2000).is_err(), "outside the BAR");
     drop(f);
     server.join().unwrap();
 }

@@ -6,7 +6,8 @@
 //! * `nvme`: an admin queue brought up by hand through the socket
 //! * `by_message`: the same in memory without a descriptor, read and written by DMA_READ and DMA_WRITE
 //! * `client`: our client, on our server and on servers that misbehave; and the `vfio_user` crate's client on our server
-//! * `fuzz`: random messages (`CMBFS_SEED`, `CMBFS_FUZZ_MESSAGES`)
+//! * `proxy`: what our client sends, word by word
+//! * `fuzz`: random messages, as many as `CMBFS_FUZZ_MESSAGES` says (see `tape`)
 #[cfg(test)]
 mod by_message;
 #[cfg(test)]
@@ -22,4 +23,9 @@ mod handshake;
 #[cfg(test)]
 mod nvme;
 #[cfg(test)]
+mod proxy;
+#[cfg(test)]
 mod raw;
+#[cfg(test)]
+#[path = "../tape/mod.rs"]
+mod tape;

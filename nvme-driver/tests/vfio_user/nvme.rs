@@ -83,6 +83,32 @@ fn identify_by_hand() {
     assert_eq!(&subnqn, b"nqn.");
 }
 
+/// A masked vector's interrupt waits in the pending bits, which can be read, and comes when the mask goes (PCI, "MSI-X Table", "PBA").
+#[test]
+fn a_masked_interrupt_is_pending_and_can_be_seen() {
+    const TABLE: u64 = 0;
+    const PBA: u64 = 0x2000;
+    let served = Served::new();
+    let mut admin = Admin::up(served.connect());
+    let eventfd = rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).unwrap();
+    admin.client.ok(command::DEVICE_SET_IRQS, &words(&[20, 4 | 1 << 5, 2, 0, 1]), &[&eventfd]);
+    // MSI-X capability: table and pending bits in BAR 4.
+    let config = admin.client.read(7, 0, 256);
+    let at = (0x40..0xf0).step_by(4).find(|at| config[*at] == 0x11).unwrap();
+    assert_eq!((u32_at(&config, at + 4), u32_at(&config, at + 8)), (4 | TABLE as u32, 4 | PBA as u32));
+    admin.client.write(4, TABLE + 12, &1u32.to_le_bytes());
+    admin.submit_identify();
+    assert_eq!(admin.wait(0), 0);
+    // Interrupts follow the completions of a step: after another message that step is over.
+    assert_eq!(admin.client.read(4, PBA, 8), [1, 0, 0, 0, 0, 0, 0, 0]);
+    let mut count = [0; 8];
+    assert!(rustix::io::read(&eventfd, &mut count).is_err(), "masked");
+    admin.client.write(4, TABLE + 12, &0u32.to_le_bytes());
+    assert_eq!(admin.client.read(4, PBA, 4), [0; 4]);
+    rustix::io::read(&eventfd, &mut count).unwrap();
+    assert_eq!(u64::from_le_bytes(count), 1);
+}
+
 /// After DMA_UNMAP is answered, nothing lands any more.
 #[test]
 fn unmapped_memory_is_out_of_reach() {

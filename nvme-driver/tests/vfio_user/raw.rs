@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nvme_driver::emu::{Backing, Config, EmulatedController};
+use nvme_driver::pci::PciFunction;
 use nvme_driver::vfio_user::Header;
 use nvme_driver::vfio_user::command;
 use nvme_driver::vfio_user::server::Server;
@@ -43,9 +44,14 @@ impl Served {
     }
 
     pub(crate) fn with(controller: Arc<EmulatedController>) -> Self {
+        Self::over(controller.function(), controller)
+    }
+
+    /// Serves `function`, which has `controller` under it.
+    pub(crate) fn over(function: Arc<dyn PciFunction>, controller: Arc<EmulatedController>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("cntrl");
-        let server = Server::bind(&path, controller.function()).unwrap();
+        let server = Server::bind(&path, function).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = std::thread::spawn(move || server.run(&stopped).unwrap());
@@ -118,8 +124,12 @@ impl Client {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(64))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut head = [0u8; 16];
-        let got = recvmsg(&self.stream, &mut [IoSliceMut::new(&mut head)], &mut control, RecvFlags::empty())
-            .unwrap();
+        let mut into = [IoSliceMut::new(&mut head)];
+        let got = match recvmsg(&self.stream, &mut into, &mut control, RecvFlags::empty()) {
+            // A reset: it hung up with something of ours unread.
+            Err(rustix::io::Errno::CONNRESET) => return None,
+            got => got.unwrap(),
+        };
         if got.bytes == 0 {
             return None;
         }

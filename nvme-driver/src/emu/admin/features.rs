@@ -227,10 +227,18 @@ impl State {
         Ok(())
     }
 
+    /// See [`Faults::set_temperature`](super::super::Faults::set_temperature).
+    pub(in super::super) fn become_hot(&mut self, kelvin: u16) {
+        self.admin.temperature = super::logs::Kelvin(kelvin);
+        if self.temperature_is_critical() {
+            self.admin.raise(Event::TEMPERATURE);
+        }
+    }
+
     /// SMART critical warning bit 1: the temperature is at or beyond a threshold.
     pub(super) fn temperature_is_critical(&self) -> bool {
         let values = &self.admin.features.values;
-        let t = u32::from(super::logs::TEMPERATURE_KELVIN);
+        let t = u32::from(self.admin.temperature.0);
         t >= values.over_temperature || t <= values.under_temperature
     }
 }

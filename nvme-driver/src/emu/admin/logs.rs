@@ -6,8 +6,15 @@ use super::{Admin, ERRORS_KEPT, LOG_CHANGED_NAMESPACES};
 use crate::spec::features::{LOG_EFFECTS, LOG_ERROR, LOG_FIRMWARE, LOG_SMART, LOG_SUPPORTED};
 use crate::spec::{Command, Status};
 
-/// The drive's temperature, which never changes: 300 K.
-pub(super) const TEMPERATURE_KELVIN: u16 = 300;
+/// The drive's temperature.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kelvin(pub(super) u16);
+
+impl Default for Kelvin {
+    fn default() -> Self {
+        Self(300)
+    }
+}
 
 /// Longest log page.
 const LONGEST: usize = 4096;
@@ -93,7 +100,7 @@ impl State {
     fn smart_log(&self, page: &mut [u8]) -> usize {
         let traffic = self.namespace.traffic;
         page[0] = u8::from(self.temperature_is_critical()) << 1;
-        page[1..3].copy_from_slice(&TEMPERATURE_KELVIN.to_le_bytes());
+        page[1..3].copy_from_slice(&self.admin.temperature.0.to_le_bytes());
         // Available spare and its threshold, in percent.
         (page[3], page[4]) = (100, 10);
         // Thousands of 512-byte units, rounded up.

@@ -23,7 +23,7 @@ use super::step::Outcome;
 use crate::spec::features::{LOG_ERROR, LOG_SMART};
 use crate::spec::{AdminOpcode, Command, Status};
 use features::Features;
-use logs::ErrorEntry;
+use logs::{ErrorEntry, Kelvin};
 
 /// Asynchronous Event Requests held at a time (Identify Controller AERL + 1).
 const AER_LIMIT: usize = 4;
@@ -73,6 +73,7 @@ pub(super) struct Admin {
     attached: bool,
     namespace_changed: bool,
     started_at: u64,
+    temperature: Kelvin,
 }
 
 impl Admin {
@@ -88,6 +89,7 @@ impl Admin {
             attached: true,
             namespace_changed: false,
             started_at: (fixed.clock)(),
+            temperature: Kelvin::default(),
         }
     }
 
