@@ -50,10 +50,14 @@ pub enum Reason {
     MapRefused,
     /// The peer's DMA was tried, and its bytes did not arrive.
     Untrusted,
+    /// Dirty pages were written back in the background.
+    Background,
+    /// Windows are used one after the other: the next were read ahead.
+    ReadAhead,
 }
 
 const PATHS: usize = 4;
-const REASONS: usize = 16;
+const REASONS: usize = 18;
 
 /// All paths, in the order of the table.
 pub const ALL_PATHS: [Path; PATHS] = [Path::Cmb, Path::PeerToPeer, Path::HostCache, Path::Bounce];
@@ -75,6 +79,8 @@ pub const ALL_REASONS: [Reason; REASONS] = [
     Reason::Topology,
     Reason::MapRefused,
     Reason::Untrusted,
+    Reason::Background,
+    Reason::ReadAhead,
 ];
 
 impl fmt::Display for Path {
@@ -107,6 +113,8 @@ impl fmt::Display for Reason {
             Self::Topology => "no path between the devices",
             Self::MapRefused => "peer mapping refused",
             Self::Untrusted => "peer DMA did not arrive",
+            Self::Background => "background write-back",
+            Self::ReadAhead => "read-ahead",
         })
     }
 }

@@ -67,6 +67,11 @@ impl Windows {
         self.clients.iter().map(|(id, c)| (ClientId(*id), c.holds.len()))
     }
 
+    /// The window over `offset` of an object, for a peer: nobody holds it, and it goes when it is nowhere and no peer maps it.
+    pub fn window_at(&mut self, object: u64, offset: u64) -> Result<u32, WindowsError> {
+        self.slot_for(object, offset)
+    }
+
     /// Has a client hold the window over `offset` of an object. A window is held as often as it is released.
     pub fn hold(
         &mut self,
@@ -87,6 +92,7 @@ impl Windows {
             return Err(WindowsError::UnknownClient(client.0));
         };
         let at = w.holders.iter().position(|h| h.client == client.0);
+        let mut fresh = false;
         let mut dirty_word = at.and_then(|at| w.holders[at].dirty_word);
         if write && dirty_word.is_none() {
             let words = w.dirty.words() as u32;
@@ -95,6 +101,7 @@ impl Windows {
                 return Err(WindowsError::TooManyDirtyPages(client.0));
             };
             dirty_word = Some(first);
+            fresh = true;
         }
         match at {
             Some(at) => {
@@ -105,7 +112,10 @@ impl Windows {
         }
         c.holds.insert(index);
         let handle = WindowHandle { index, incarnation: w.incarnation, len: w.len as u64 };
-        Ok(Hold { handle, offset: w.offset, dirty_word: if write { dirty_word } else { None } })
+        let hold = Hold { handle, offset: w.offset, dirty_word: if write { dirty_word } else { None } };
+        self.writable_holds += usize::from(fresh);
+        self.count_dirty(index);
+        Ok(hold)
     }
 
     /// Takes one hold back. With the last one the client's dirty bits are harvested. Refused while a section or borrow of
@@ -190,6 +200,10 @@ impl Windows {
                 c.give_words(first, words);
             }
         }
+        self.writable_holds -= usize::from(holder.dirty_word.is_some());
+        // It may have left something.
+        self.pace.dirty |= holder.dirty_word.is_some();
+        self.count_dirty(index);
     }
 
     /// Takes the dirty bits of a window from all who hold it for writing. They count for the window, and for a move of it.

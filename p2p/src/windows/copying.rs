@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{Windows, WindowsError};
-use crate::backing::Backing;
+use crate::backing::{Backing, BackingError};
 use crate::counters::{Path, Reason};
 use crate::layout::{Home, Place};
 
@@ -21,14 +21,39 @@ impl Windows {
         backing: &mut dyn Backing,
     ) -> Result<(), WindowsError> {
         let w = self.window(index).ok_or(WindowsError::UnknownWindow(index))?;
-        let (object, offset, home, at) = (w.object, w.offset, w.home, w.at);
+        let (object, offset, w_len, home, at) = (w.object, w.offset, w.len as u64, w.home, w.at);
         let reason = w.moving.as_ref().map_or(Reason::Revoked, |m| m.reason());
         // Reading a CMB across a bus is slow: what the drive has as well is read from the drive.
         let slow = home == Home::Cmb && self.cmb.as_ref().is_some_and(|c| c.memory.is_device_memory);
+        // Under a truncation or a layout the drive may still have what the window has no more.
+        let taken_out = self.is_excluded(object, offset..offset + w_len);
+        let slow = slow && !taken_out;
+        let mut direct = !taken_out && self.cmb.as_ref().is_some_and(|c| c.memory.read_data);
+        let mut copied = 0;
         let mut bounce = std::mem::take(&mut self.bounce);
         let mut page = pages.start;
         let mut result = Ok(());
         while page < pages.end && result.is_ok() {
+            if to == Home::Cmb && direct && self.clean(index, page..page + 1) {
+                // What the drive has as well comes from it, past the processor. What changes meanwhile is in the last copy.
+                let n = (page..pages.end).take_while(|p| self.clean(index, *p..*p + 1)).count();
+                let (from, at) = ((page * 4096) as u64, dest + (page * 4096) as u64);
+                match backing.read_to_cmb(object, offset + from, at as usize, n * 4096) {
+                    Ok(()) => {
+                        self.counters.add(Path::Cmb, reason, n * 4096);
+                        page += n;
+                        continue;
+                    }
+                    Err(BackingError::TimedOut(what)) => {
+                        result = Err(BackingError::TimedOut(what).into());
+                        break;
+                    }
+                    Err(e) => {
+                        tracing::debug!("window {index} goes to the CMB by way of the processor: {e}");
+                        direct = false;
+                    }
+                }
+            }
             let n = CHUNK.min(pages.end - page);
             bounce.resize(n * 4096, 0);
             let (from, clean) = (page * 4096, slow && self.clean(index, page..page + n));
@@ -42,10 +67,13 @@ impl Windows {
                 result = self.write_place(object, to, dest, from, &bounce);
             }
             page += n;
+            copied += n * 4096;
         }
         self.bounce = bounce;
-        let path = if to == Home::Cmb { Path::Cmb } else { Path::HostCache };
-        self.counters.add(path, reason, (page - pages.start) * 4096);
+        if copied > 0 {
+            // By the processor: host memory is on the way, whichever way that is.
+            self.counters.add(if to == Home::Cmb { Path::Bounce } else { Path::HostCache }, reason, copied);
+        }
         result
     }
 

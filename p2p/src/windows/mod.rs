@@ -10,8 +10,12 @@
 //! * `revoke`: what to revoke, tickets and reports
 //! * `device`: mass revocation, and a device that was reset
 //! * `writeback`: dirty pages to the drive, commit, truncate
+//! * `background`: dirty pages to the drive at a bounded rate
+//! * `ahead`: read-ahead for windows that are used one after the other
 //! * `evict`: making room, and going back to the CMB
 //! * `peers`: windows that other devices reach
+mod ahead;
+mod background;
 mod clients;
 mod copying;
 mod device;
@@ -43,6 +47,7 @@ use crate::protocol::Guard;
 use crate::refusal::Refusals;
 use crate::region::{Region, RegionKind};
 
+pub use background::WriteBack;
 pub use clients::{ClientId, Hold};
 pub use device::{Losses, ResetSignal};
 pub use object::{ObjectOptions, Placement};
@@ -75,6 +80,10 @@ pub struct Config {
     pub settle: u64,
     /// Words of dirty bits per client, 64 pages each.
     pub dirty_words: u32,
+    /// Write-back in the background; `None`: on commit and eviction only.
+    pub write_back: Option<WriteBack>,
+    /// Windows that are read ahead at most when an object's are used one after the other; 0: none.
+    pub read_ahead: u32,
     /// Refusals to inject.
     pub refusals: Refusals,
 }
@@ -87,6 +96,8 @@ impl Default for Config {
             grace: 20_000_000,
             settle: 100_000_000,
             dirty_words: 64 * 1024,
+            write_back: Some(WriteBack::default()),
+            read_ahead: 8,
             refusals: Refusals::default(),
         }
     }
@@ -164,7 +175,7 @@ pub struct Polled {
     pub worked: bool,
     /// There is work to poll for soon: a move, or pages that wait for an answer.
     pub pending: bool,
-    /// When the next grace ends, on the clock that `now` is read from.
+    /// When there is something to poll for again (the end of a grace, background work), on the clock that `now` is read from.
     pub deadline: Option<u64>,
 }
 
@@ -181,6 +192,15 @@ pub struct Windows {
     grace: u64,
     settle: u64,
     dirty_words: u32,
+    write_back: Option<WriteBack>,
+    pace: background::Pace,
+    /// Holds that may write.
+    writable_holds: usize,
+    /// Bytes of windows in the CMB that may be dirty: the host cache keeps room for them.
+    may_be_dirty: u64,
+    read_ahead: u32,
+    /// Windows to be read ahead, and where to.
+    ahead: VecDeque<(u32, Want)>,
     refusals: Refusals,
     objects: BTreeMap<u64, Object>,
     windows: Vec<Option<Box<Window>>>,
@@ -242,6 +262,12 @@ impl Windows {
             grace: config.grace,
             settle: config.settle,
             dirty_words: config.dirty_words,
+            write_back: config.write_back,
+            pace: background::Pace::default(),
+            writable_holds: 0,
+            may_be_dirty: 0,
+            read_ahead: config.read_ahead,
+            ahead: VecDeque::new(),
             refusals: config.refusals,
             objects: BTreeMap::new(),
             windows: Vec::new(),
@@ -307,11 +333,15 @@ impl Windows {
         worked |= self.reclaim(now);
         worked |= self.promote_some(backing, now);
         worked |= self.spare_slots(backing, now);
+        worked |= self.read_ahead_some(backing, now);
+        worked |= self.write_back_some(backing, now);
         Polled {
             worked,
             pending: !self.moving.is_empty()
                 || !self.out.is_empty()
                 || !self.sweep.is_empty()
+                || !self.ahead.is_empty()
+                || self.pace.is_under_way()
                 || !self.peers.leaving.is_empty(),
             deadline: self.next_deadline(now),
         }
@@ -320,7 +350,13 @@ impl Windows {
     fn next_deadline(&self, now: u64) -> Option<u64> {
         let moves = self.moving.iter().filter_map(|i| self.window(*i)?.moving.as_ref()?.deadline());
         let peers = self.peers.leaving.iter().map(|l| l.2);
-        moves.chain(self.out.iter().map(|o| o.deadline)).chain(peers).filter(|d| *d > now).min()
+        let background = self.next_write_back();
+        moves
+            .chain(self.out.iter().map(|o| o.deadline))
+            .chain(peers)
+            .chain(background)
+            .filter(|d| *d > now)
+            .min()
     }
 
     fn window(&self, index: u32) -> Option<&Window> {

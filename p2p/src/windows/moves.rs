@@ -176,7 +176,8 @@ impl Windows {
         }
         if request.to == Home::Host
             && !self.placement_of(index).is_some_and(|p| p == Placement::CmbOnly)
-            && let Ok(at) = self.take_host(index)
+            && !self.window(index).is_some_and(|w| w.for_peers && w.holders.is_empty())
+            && let Ok(at) = self.take_host(index, 0)
         {
             return (Home::Host, at);
         }
@@ -364,6 +365,7 @@ impl Windows {
             now.saturating_sub(m.began)
         );
         self.left(&old, to, index);
+        self.count_dirty(index);
         claims.extend(self.borrows_of(index, &old));
         self.settle_all(&m.request.tickets, Outcome::Moved { fenced: claims.len() as u64 });
         self.let_go(old, claims);

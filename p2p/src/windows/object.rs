@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 
+use super::ahead::Sequence;
 use super::device::Losses;
 use super::{Windows, WindowsError};
 use crate::host::HostFile;
@@ -44,6 +45,7 @@ pub(super) struct Object {
     pub(super) host: Option<HostFile>,
     /// Ranges that somebody has taken out under a layout: no window may be filled from them.
     pub(super) excluded: Vec<Range<u64>>,
+    pub(super) sequence: Sequence,
     /// What a reset of the device has cost.
     pub(super) losses: Losses,
 }
@@ -67,6 +69,7 @@ impl Windows {
             windows: HashMap::new(),
             host: None,
             excluded: Vec::new(),
+            sequence: Sequence::default(),
             losses: Losses::default(),
         };
         self.objects.insert(object, fresh);
@@ -114,6 +117,12 @@ impl Windows {
         {
             known.excluded.swap_remove(at);
         }
+    }
+
+    /// Whether any of a range is out under a layout, or being cut off.
+    pub(super) fn is_excluded(&self, object: u64, bytes: Range<u64>) -> bool {
+        let excluded = self.objects.get(&object).map_or(&[][..], |o| &o.excluded);
+        excluded.iter().any(|r| r.start < bytes.end && bytes.start < r.end)
     }
 
     pub(super) fn host_file(&mut self, object: u64) -> Result<&HostFile, WindowsError> {

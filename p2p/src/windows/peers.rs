@@ -127,21 +127,14 @@ impl Windows {
 
     /// Takes a peer's mappings back and forgets it. Refused if one cannot be taken back.
     pub fn unregister_peer(&mut self, peer: PeerId, now: u64) -> Result<(), WindowsError> {
-        let known = self.peers.peers.get_mut(&peer.0).ok_or(WindowsError::UnknownPeer(peer.0))?;
+        let known = self.peers.peers.get(&peer.0).ok_or(WindowsError::UnknownPeer(peer.0))?;
         let maps: Vec<PeerMapping> = known.maps.values().copied().collect();
         for m in maps {
+            let known = self.peers.peers.get_mut(&peer.0).ok_or(WindowsError::UnknownPeer(peer.0))?;
             known.mapper.stop(m.iova, m.len);
             known.mapper.unmap(m.iova, m.len)?;
             known.maps.remove(&m.window);
-            if let Some(w) = self.windows.get_mut(m.window as usize).and_then(Option::as_deref_mut) {
-                w.peers -= 1;
-                if m.writable {
-                    w.dirty.add_all();
-                    if let Some(mv) = w.moving.as_mut() {
-                        mv.changed.add_all();
-                    }
-                }
-            }
+            self.unmapped(&m);
         }
         self.peers.peers.remove(&peer.0);
         self.reclaim(now);
@@ -191,7 +184,7 @@ impl Windows {
             // For a peer the CMB is not a matter of speed: without it the bytes go through host memory. Others give way.
             self.make_room(window, backing, now);
         }
-        match self.ensure(window, Want::Cmb, backing, now)? {
+        match self.ensure(window, Want::Peer, backing, now)? {
             Ensured::Ready(Home::Cmb, _) => {}
             Ensured::Ready(_, reason) | Ensured::Refused(reason) => {
                 let reason = if self.cmb.is_none() { Reason::NoCmb } else { reason };
@@ -222,6 +215,7 @@ impl Windows {
         known.maps.insert(window, mapping);
         w.peers += 1;
         self.counters.peer_maps += 1;
+        self.count_dirty(window);
         Ok(PeerPath::Direct(mapping))
     }
 
@@ -261,6 +255,8 @@ impl Windows {
                 }
             }
         }
+        self.pace.dirty |= m.writable;
+        self.count_dirty(m.window);
     }
 
     /// Steps 3 and 4: writing peers first, before the last copy.

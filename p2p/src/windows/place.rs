@@ -17,8 +17,10 @@ pub enum Want {
     /// Wherever policy puts it.
     #[default]
     Auto,
-    /// In the CMB (a peer needs it there). Falls back all the same.
+    /// In the CMB. Falls back all the same.
     Cmb,
+    /// In the CMB, for a peer: anything else is a refusal, for a peer does not reach the host cache.
+    Peer,
     /// In the host cache.
     Host,
 }
@@ -47,6 +49,7 @@ impl Windows {
         self.step_move(index, backing, now);
         let device = self.device;
         let w = self.known(index)?;
+        w.for_peers &= want == Want::Peer;
         if w.moving.is_some() {
             return Ok(Ensured::Moving);
         }
@@ -69,12 +72,17 @@ impl Windows {
                 }
                 self.host_policy.touch(key);
                 self.want_cmb(index);
-                if want == Want::Cmb {
+                if matches!(want, Want::Cmb | Want::Peer) {
                     self.promote(index, backing, now);
                 }
                 self.ensured(index)
             }
-            Home::None => self.place(index, want, backing, now),
+            Home::None => {
+                if want != Want::Peer {
+                    self.note_fault(index, want);
+                }
+                self.place(index, want, false, backing, now)
+            }
         }
     }
 
@@ -87,31 +95,37 @@ impl Windows {
         })
     }
 
-    fn place(
+    /// Gives a window a place and fills it; `ahead`: nobody waits for it yet.
+    pub(super) fn place(
         &mut self,
         index: u32,
         want: Want,
+        ahead: bool,
         backing: &mut dyn Backing,
         now: u64,
     ) -> Result<Ensured, WindowsError> {
         let w = self.known(index)?;
         let (object, offset, len) = (w.object, w.offset, w.len);
         let known = self.objects.get(&object).ok_or(WindowsError::UnknownObject(object))?;
-        let bytes = offset..offset + len as u64;
-        if known.excluded.iter().any(|r| r.start < bytes.end && bytes.start < r.end) {
+        if self.is_excluded(object, offset..offset + len as u64) {
             self.counters.refused += 1;
             return Ok(Ensured::Refused(Reason::Revoked));
         }
         let placement = known.options.placement;
         let mut why = Reason::Asked;
         if want != Want::Host && placement != Placement::HostOnly {
-            match self.try_cmb(index, backing, now) {
-                Ok(()) => return Ok(Ensured::Ready(Home::Cmb, Reason::Policy)),
+            match self.try_cmb(index, if ahead { Reason::ReadAhead } else { Reason::Policy }, backing, now) {
+                Ok(()) => {
+                    if let Some(w) = self.window_mut(index) {
+                        w.for_peers = want == Want::Peer;
+                    }
+                    return Ok(Ensured::Ready(Home::Cmb, Reason::Policy));
+                }
                 Err(refused) => why = refused?,
             }
         }
-        if placement != Placement::CmbOnly {
-            match self.try_host(index, why, backing, now) {
+        if placement != Placement::CmbOnly && want != Want::Peer {
+            match self.try_host(index, if ahead { Reason::ReadAhead } else { why }, backing, now) {
                 Ok(()) => return Ok(Ensured::Ready(Home::Host, why)),
                 Err(refused) => why = refused?,
             }
@@ -124,6 +138,7 @@ impl Windows {
     fn try_cmb(
         &mut self,
         index: u32,
+        why: Reason,
         backing: &mut dyn Backing,
         now: u64,
     ) -> Result<(), Result<Reason, WindowsError>> {
@@ -139,7 +154,7 @@ impl Windows {
             self.unplaced(index, Home::Cmb, at, Vec::new());
             return Err(Ok(Reason::Injected));
         }
-        let filled = self.fill_cmb(index, at, backing);
+        let filled = self.fill_cmb(index, at, why, backing);
         if self.device_moved() {
             // Reset meanwhile: what had arrived before may be gone.
             self.unplaced(index, Home::Cmb, at, Vec::new());
@@ -155,14 +170,19 @@ impl Windows {
         backing: &mut dyn Backing,
         now: u64,
     ) -> Result<(), Result<Reason, WindowsError>> {
-        let at = match self.take_host(index) {
+        let keep = self.kept_for_dirty();
+        let at = match self.take_host(index, keep) {
             Ok(at) => at,
             Err(Reason::HostFull) => {
-                self.make_host_room(index, backing, now);
-                self.take_host(index).map_err(Ok)?
+                self.make_host_room(index, keep, backing, now);
+                self.take_host(index, keep).map_err(Ok)?
             }
             Err(why) => return Err(Ok(why)),
         };
+        if self.refusals.refuse(Point::Fill) {
+            self.unplaced(index, Home::Host, at, Vec::new());
+            return Err(Ok(Reason::Injected));
+        }
         let filled = self.fill_host(index, at, why, backing);
         self.placed(index, Home::Host, at, filled)
     }
@@ -200,7 +220,26 @@ impl Windows {
             (Home::Cmb, Some(cmb)) => cmb.policy.insert(key, len),
             _ => self.host_policy.insert(key, len),
         }
+        self.count_dirty(index);
         Ok(())
+    }
+
+    /// Bytes of the host cache that fills leave free: for dirty windows of the CMB, should it be taken back. Half of the cache at most.
+    fn kept_for_dirty(&self) -> u64 {
+        self.may_be_dirty.min(self.host_limit / 2)
+    }
+
+    /// Keeps the sum of [`Windows::may_be_dirty`], after anything that matters to it has changed.
+    pub(super) fn count_dirty(&mut self, index: u32) {
+        let by_peers = self.peers.has_writers(index);
+        let Some(w) = self.windows.get_mut(index as usize).and_then(Option::as_deref_mut) else { return };
+        let by_clients = w.holders.iter().any(|h| h.dirty_word.is_some());
+        let may = w.home == Home::Cmb && (by_clients || by_peers || !w.dirty.is_empty());
+        if may != w.counted_dirty {
+            w.counted_dirty = may;
+            let len = w.len as u64;
+            self.may_be_dirty = if may { self.may_be_dirty + len } else { self.may_be_dirty - len };
+        }
     }
 
     /// Gives a place back that was taken and is not used.
@@ -237,7 +276,8 @@ impl Windows {
     }
 
     /// Takes room in the host cache for a window: its own offset, in a lane where nobody silent may still write.
-    pub(super) fn take_host(&mut self, index: u32) -> Result<u64, Reason> {
+    /// `keep` bytes of the cache stay free.
+    pub(super) fn take_host(&mut self, index: u32, keep: u64) -> Result<u64, Reason> {
         let Some(w) = self.window(index) else { return Err(Reason::Policy) };
         let (object, offset, len, home, now_at) = (w.object, w.offset, w.len as u64, w.home, w.at);
         if len > self.host_limit {
@@ -246,7 +286,7 @@ impl Windows {
         if self.refusals.refuse(Point::HostPlace) {
             return Err(Reason::Injected);
         }
-        if self.host_bytes + len > self.host_limit {
+        if self.host_bytes + len + keep > self.host_limit {
             return Err(Reason::HostFull);
         }
         let taken =
@@ -262,13 +302,19 @@ impl Windows {
         Ok(at)
     }
 
-    fn fill_cmb(&mut self, index: u32, at: u64, backing: &mut dyn Backing) -> Result<(), WindowsError> {
+    fn fill_cmb(
+        &mut self,
+        index: u32,
+        at: u64,
+        why: Reason,
+        backing: &mut dyn Backing,
+    ) -> Result<(), WindowsError> {
         let Some(w) = self.window(index) else { return Err(WindowsError::UnknownWindow(index)) };
         let (object, offset, len) = (w.object, w.offset, w.len);
         let direct = self.cmb.as_ref().is_some_and(|c| c.memory.read_data);
         if direct {
             backing.read_to_cmb(object, offset, at as usize, len)?;
-            self.counters.add(Path::Cmb, Reason::Policy, len);
+            self.counters.add(Path::Cmb, why, len);
             return Ok(());
         }
         // A CMB that takes no read data is filled by the processor.

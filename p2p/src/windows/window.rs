@@ -24,6 +24,12 @@ pub(super) struct Window {
     pub(super) stamp: u64,
     /// Pages that differ from the drive.
     pub(super) dirty: PageSet,
+    /// Since when it has been seen to be dirty.
+    pub(super) dirty_since: Option<u64>,
+    /// Counted in [`Windows::may_be_dirty`].
+    pub(super) counted_dirty: bool,
+    /// Made resident for a peer, and nobody else has asked for it since: while no client holds it either, it takes no host memory.
+    pub(super) for_peers: bool,
     pub(super) holders: Vec<Holder>,
     pub(super) moving: Option<Box<Move>>,
     /// What to do when the move that is under way is over.
@@ -126,6 +132,9 @@ impl Windows {
             at: 0,
             stamp: 0,
             dirty: PageSet::new(size / 4096),
+            dirty_since: None,
+            counted_dirty: false,
+            for_peers: false,
             holders: Vec::new(),
             moving: None,
             next: None,

@@ -52,6 +52,17 @@ impl Windows {
         index: u32,
         backing: &mut dyn Backing,
     ) -> Result<(u64, u64), WindowsError> {
+        self.write_back_pages(index, usize::MAX, Reason::WriteBack, backing)
+    }
+
+    /// The same, for `most` pages at most.
+    pub(super) fn write_back_pages(
+        &mut self,
+        index: u32,
+        most: usize,
+        why: Reason,
+        backing: &mut dyn Backing,
+    ) -> Result<(u64, u64), WindowsError> {
         self.harvest(index);
         let written_by_peers = self.peers.has_writers(index);
         let Some(w) = self.window_mut(index) else { return Ok((0, 0)) };
@@ -62,14 +73,17 @@ impl Windows {
         if written_by_peers {
             w.dirty.add_all();
         }
-        let (mut cmb, mut host, mut from) = (0, 0, 0);
-        while let Some(run) = self.window(index).and_then(|w| w.dirty.next_run(from)) {
-            from = run.end;
+        let (mut cmb, mut host, mut from, mut left) = (0, 0, 0, most);
+        while left > 0
+            && let Some(run) = self.window(index).and_then(|w| w.dirty.next_run(from))
+        {
+            let run = run.start..run.end.min(run.start.saturating_add(left));
+            (from, left) = (run.end, left - run.len());
             // Cleared before the bytes are taken: a page that changes meanwhile is marked again.
             if let Some(w) = self.window_mut(index) {
                 w.dirty.remove_range(run.clone());
             }
-            match self.write_run(index, run.clone(), backing) {
+            match self.write_run(index, run.clone(), why, backing) {
                 Ok((c, h)) => {
                     cmb += c;
                     host += h;
@@ -82,6 +96,7 @@ impl Windows {
                 }
             }
         }
+        self.count_dirty(index);
         Ok((cmb, host))
     }
 
@@ -89,6 +104,7 @@ impl Windows {
         &mut self,
         index: u32,
         run: Range<usize>,
+        why: Reason,
         backing: &mut dyn Backing,
     ) -> Result<(u64, u64), WindowsError> {
         let Some(w) = self.window(index) else { return Ok((0, 0)) };
@@ -104,7 +120,7 @@ impl Windows {
         if home == Home::Cmb && self.cmb.as_ref().is_some_and(|c| c.memory.write_data) {
             match backing.write_from_cmb(object, offset, at as usize + from, len) {
                 Ok(()) => {
-                    self.counters.add(Path::Cmb, Reason::WriteBack, len);
+                    self.counters.add(Path::Cmb, why, len);
                     return Ok((len as u64, 0));
                 }
                 Err(BackingError::Unsupported(_)) => {}
@@ -127,7 +143,7 @@ impl Windows {
             .and_then(|()| Ok(backing.write_from_host(object, offset, &bounce)?));
         self.bounce = bounce;
         done?;
-        self.counters.add(path, Reason::WriteBack, len);
+        self.counters.add(path, why, len);
         Ok((0, len as u64))
     }
 

@@ -48,6 +48,7 @@ pub(crate) struct Core {
     pub(super) counts: Counts,
     unread: Vec<u32>,
     pending: bool,
+    deadline: Option<u64>,
 }
 
 /// An error of the windows' as it goes to a client.
@@ -72,6 +73,7 @@ impl Core {
             grace,
             host_limit: options.host_cache,
             refusals: options.refusals.clone(),
+            write_back: options.write_back,
             ..Config::default()
         };
         let mut backing = FileBacking::new(fs);
@@ -90,6 +92,7 @@ impl Core {
             counts: Counts::default(),
             unread: Vec::new(),
             pending: false,
+            deadline: None,
         })
     }
 
@@ -107,6 +110,11 @@ impl Core {
         self.pending
     }
 
+    /// When to look again while nothing is under way, on the clock of [`step`](Self::step): background work.
+    pub(crate) fn deadline(&self) -> Option<u64> {
+        self.deadline
+    }
+
     /// Whether somebody waits for it.
     pub(crate) fn has_jobs(&self) -> bool {
         !self.jobs.is_empty()
@@ -116,7 +124,7 @@ impl Core {
     pub(crate) fn step(&mut self, sessions: &mut BTreeMap<u32, Session>, now: u64) -> bool {
         self.counts.clients = sessions.len() as u64;
         let polled = self.windows.poll(&mut self.backing, now);
-        self.pending = polled.pending;
+        (self.pending, self.deadline) = (polled.pending, polled.deadline);
         let mut busy = polled.worked;
         let mut waiting = Vec::new();
         for mut job in std::mem::take(&mut self.jobs) {

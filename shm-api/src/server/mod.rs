@@ -42,6 +42,7 @@ use p2p::refusal::Refusals;
 use p2p::windows::WindowsError;
 
 pub use crate::transport::listener::ListenError;
+pub use p2p::windows::WriteBack;
 pub use stop::StopHandle;
 
 use crate::transport::listener::Listener;
@@ -59,6 +60,8 @@ pub struct ServerOptions {
     pub host_cache: u64,
     /// Placements to refuse at random: every one may be, and no byte changes (P4). Refuses nothing unless a test says so.
     pub refusals: Refusals,
+    /// How dirty pages are written back in the background; `None`: on commit and eviction only.
+    pub write_back: Option<WriteBack>,
 }
 
 impl ServerOptions {
@@ -70,6 +73,7 @@ impl ServerOptions {
             grace: Duration::from_millis(20),
             host_cache: 1 << 30,
             refusals: Refusals::default(),
+            write_back: Some(WriteBack::default()),
         }
     }
 }

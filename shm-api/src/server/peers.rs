@@ -56,10 +56,13 @@ impl Core {
             1 => true,
             other => return Err(WireError::new(ErrorCode::Invalid, format!("write = {other}"))),
         };
-        if write {
-            session.writable_file(request.handle)?;
-        }
-        let slot = self.held_slot(session, request.handle, request.offset)?;
+        let file =
+            if write { session.writable_file(request.handle)? } else { session.file(request.handle)? };
+        // A window that nobody else has mapped will do as well, and takes no host memory.
+        let slot = match self.held_slot(session, request.handle, request.offset) {
+            Ok(slot) => slot,
+            Err(_) => self.windows.window_at(file.ino, request.offset).map_err(|e| windows_error(&e))?,
+        };
         Ok(Work::PeerMap { peer, slot, write, since: now })
     }
 

@@ -1,7 +1,7 @@
 //! The server's one thread: sockets, rings, deaths, and the steps of whatever takes longer than one turn.
 //!
 //! It waits for nobody. What cannot be answered now becomes a job that later turns move on; what cannot be sent now waits in an
-//! outbox. With nothing to do it sleeps in `poll` and costs nothing.
+//! outbox. With nothing to do it sleeps in `poll` and costs nothing, but for a look once a second while somebody may write.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -119,7 +119,8 @@ impl Reactor {
             return Duration::ZERO;
         }
         if !self.core.is_moving() {
-            return Duration::MAX;
+            let until = |at: u64| Duration::from_nanos(at.saturating_sub(self.now())).max(SHORT_NAP);
+            return self.core.deadline().map_or(Duration::MAX, until);
         }
         let longest = if self.core.has_jobs() { LONG_NAPS.0 } else { LONG_NAPS.1 };
         SHORT_NAP.saturating_mul(1 << naps.min(10)).min(longest)
