@@ -51,6 +51,7 @@ pub use extent_fs::{
 pub use nvme_driver::disk::{Disk, DiskError};
 pub use nvme_driver::url::DeviceUrl;
 pub use nvme_driver::{Device, OpenError, OpenOptions, open};
+pub use shm_api::Placement;
 pub use shm_api::client::{
     Client, ClientError, CommitReport, File, Mapped, OpenMode, PathCounts, Peer, PeerWindow, RevokeReport,
     ServerInfo, Stat as ClientStat, Status,

@@ -3,8 +3,12 @@
 //! * [`client`]: the client library: connect, open, map, read, write, commit
 //! * [`server`]: the server: one thread that owns a filesystem and its windows
 //! * [`protocol`]: messages, encoded and decoded in one place
+//! * [`Placement`]: where a file's windows may live
 //! * [`transport`]: socket, descriptors, rings, and how each side sees the other die
 pub mod client;
+mod placement;
 pub mod protocol;
 pub mod server;
 pub mod transport;
+
+pub use placement::{Placement, UnknownPlacement};

@@ -476,7 +476,7 @@ fn every_request_with_random_fields_is_answered_or_refused() {
             5 => raw.send(Op::Unmap, &m::UnmapRequest { map: odd() % 10 }, &[]),
             6 => raw.send(
                 Op::Revoke,
-                &m::RevokeRequest { handle, offset, scope: flags % 5, reserved: 0 },
+                &m::RevokeRequest { handle, offset, len, scope: flags % 5, id: 0 },
                 b"/a",
             ),
             7 => raw.send(Op::PeerAttach, &m::PeerAttachRequest { local_len: len % (1 << 20) }, &[]),

@@ -44,6 +44,7 @@ fn decode_everything(message: &Message) {
         CommitRequest,
         CommitReply,
         RevokeRequest,
+        SetPlacementRequest,
         RevokeReply,
         StatusReply,
         PeerAttachRequest,
@@ -60,8 +61,10 @@ fn decode_everything(message: &Message) {
     if let Ok((body, tail)) = message.body::<MapReply>() {
         let _ = records::windows(tail, body.count);
     }
-    if let Ok((body, tail)) = message.body::<StatusReply>() {
-        let _ = records::path_counts(tail, body.reasons);
+    if let Ok((body, tail)) = message.body::<StatusReply>()
+        && let Ok((_, tail)) = records::path_counts(tail, body.reasons)
+    {
+        let _ = records::clients(tail, body.listed);
     }
     if let Ok((body, tail)) = message.body::<RenameRequest>() {
         let _ = records::two_texts(tail, body.from_len, body.to_len);
@@ -150,7 +153,7 @@ fn records_survive_and_wrong_counts_are_refused() {
     let count = PathCount { path: "cmb".to_owned(), reason: "room".to_owned(), count: 1, bytes: 2 };
     let mut tail = Vec::new();
     records::put_path_count(&count, &mut tail);
-    assert_eq!(records::path_counts(&tail, 1).unwrap(), [count]);
+    assert_eq!(records::path_counts(&tail, 1).unwrap(), (vec![count], &[][..]));
     assert!(records::path_counts(&tail[..tail.len() - 1], 1).is_err());
     assert!(records::two_texts(b"\xff", 1, 0).is_err(), "not UTF-8");
 }

@@ -22,6 +22,7 @@ mod mkfs;
 mod mv;
 mod peers;
 mod place;
+mod placement;
 mod progress;
 mod put;
 mod revoke;
@@ -83,6 +84,7 @@ enum Command {
     Serve(serve::Serve),
     Status(status::Status),
     Revoke(revoke::Revoke),
+    Placement(placement::Placement),
     Check(check::Check),
     Demo(demo::Demo),
     #[command(hide = true)]
@@ -123,6 +125,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Serve(c) => c.run(),
         Command::Status(c) => c.run(),
         Command::Revoke(c) => c.run(),
+        Command::Placement(c) => c.run(),
         Command::Check(c) => c.run(),
         Command::Demo(c) => c.run(),
         Command::DemoPart(c) => c.run(),

@@ -10,12 +10,13 @@ use cmbfs::Client;
 
 use super::failure::Failure;
 use super::place::text;
+use super::serve::size;
 use super::units::{Bytes, Took};
 
-/// Move a file, or everything, out of the CMB: readers carry on from the host cache
+/// Move a file, part of one, a client's windows or everything out of the CMB: readers carry on from the host cache
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  cmbfs revoke --socket /tmp/cmbfs.sock /photo.jpg\n  cmbfs revoke --socket /tmp/cmbfs.sock    everything"
+    after_help = "Examples:\n  cmbfs revoke --socket /tmp/cmbfs.sock /photo.jpg\n  cmbfs revoke --socket /tmp/cmbfs.sock /photo.jpg --offset 1M --len 64K\n  cmbfs revoke --socket /tmp/cmbfs.sock --client 3    by its number in `cmbfs status`\n  cmbfs revoke --socket /tmp/cmbfs.sock               everything"
 )]
 pub(crate) struct Revoke {
     /// The server's socket
@@ -23,6 +24,18 @@ pub(crate) struct Revoke {
     socket: PathBuf,
     /// The file; everything when left out
     path: Option<OsString>,
+    /// Only the windows from this byte of the file on
+    #[arg(long, value_name = "BYTES", requires = "path", value_parser = size)]
+    offset: Option<u64>,
+    /// Only the windows over so many bytes
+    #[arg(long, value_name = "BYTES", requires = "path", value_parser = size)]
+    len: Option<u64>,
+    /// Everything that this client holds; it maps nothing more
+    #[arg(long, value_name = "NUMBER", conflicts_with_all = ["path", "peer"])]
+    client: Option<u32>,
+    /// Every mapping of this peer; windows stay where they are
+    #[arg(long, value_name = "NUMBER", conflicts_with = "path")]
+    peer: Option<u32>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -32,9 +45,14 @@ impl Revoke {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let path = self.path.map(|p| text(p, "PATH")).transpose()?;
         let client = Client::connect(&self.socket)?;
-        let report = match &path {
-            Some(path) => client.revoke(path)?,
-            None => client.revoke_all()?,
+        let report = match (&path, self.client, self.peer) {
+            (Some(path), ..) if self.offset.is_some() || self.len.is_some() => {
+                client.revoke_range(path, self.offset.unwrap_or(0), self.len.unwrap_or(u64::MAX))?
+            }
+            (Some(path), ..) => client.revoke(path)?,
+            (None, Some(number), _) => client.revoke_client(number)?,
+            (None, None, Some(number)) => client.revoke_peer(number)?,
+            (None, None, None) => client.revoke_all()?,
         };
         let mut out = io::stdout().lock();
         if self.json {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 use cmbfs::nvme_driver::url::{format_size, parse_size};
-use cmbfs::{Device, Server, ServerOptions};
+use cmbfs::{Device, Placement, Server, ServerOptions};
 
 use super::device;
 use super::failure::Failure;
@@ -35,9 +35,12 @@ pub(crate) struct Serve {
     /// Bytes of host memory for the cache behind the CMB
     #[arg(long, value_name = "BYTES", default_value = "1G", value_parser = size)]
     host_cache: u64,
+    /// Where windows may live: auto, cmb (while there is room) or host (never in the CMB); `cmbfs placement` sets it file by file
+    #[arg(long, value_name = "WHERE", default_value_t = Placement::Auto)]
+    placement: Placement,
 }
 
-fn size(text: &str) -> Result<u64, String> {
+pub(crate) fn size(text: &str) -> Result<u64, String> {
     parse_size(text).ok_or_else(|| "a size is digits and maybe K, M, G or T".to_owned())
 }
 
@@ -66,6 +69,7 @@ impl Serve {
             grace: Duration::from_millis(self.grace_ms),
             window_size: self.window,
             host_cache: self.host_cache,
+            placement: self.placement,
             ..options(&self.socket)
         };
         let server = prepare(&device, options)?.stop_on_signals()?;

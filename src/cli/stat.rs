@@ -44,6 +44,10 @@ impl Stat {
         writeln!(out, "owner     uid {}, gid {}", entry.uid, entry.gid)?;
         writeln!(out, "inode     {}, {} link(s)", entry.inode, entry.links)?;
         writeln!(out, "modified  {}", time_text(entry.modified_ns))?;
-        Ok(writeln!(out, "changed   {}", time_text(entry.changed_ns))?)
+        writeln!(out, "changed   {}", time_text(entry.changed_ns))?;
+        if let Some(placement) = entry.placement {
+            writeln!(out, "placement {placement}")?;
+        }
+        Ok(())
     }
 }

@@ -65,6 +65,7 @@ impl Report {
         writeln!(out, "host cache   {} used of {}", Bytes(s.host_bytes), Bytes(s.host_limit))?;
         writeln!(out, "windows      {} in the CMB, {} in the host cache", s.cmb_windows, s.host_windows)?;
         writeln!(out, "revocations  {}, of them {} write sections fenced", s.revocations, s.fenced)?;
+        writeln!(out, "placement    {}", s.placement)?;
         writeln!(out, "commits      {}", s.commits)?;
         writeln!(out, "lost         {} clients died, {} were expelled", s.died, s.expelled)?;
         if s.resets > 0 {
@@ -72,6 +73,11 @@ impl Report {
             writeln!(out, "resets       {} of the device; {lost} not committed went with its CMB", s.resets)?;
         }
         writeln!(out, "generation   {}", s.device_generation)?;
+        writeln!(out)?;
+        writeln!(out, "{:<10} {:>8} {:>8} {:>8}", "client", "process", "uid", "windows")?;
+        for c in &s.people {
+            writeln!(out, "{:<10} {:>8} {:>8} {:>8}", c.client, c.pid, c.uid, c.windows)?;
+        }
         if !s.paths.is_empty() {
             writeln!(out)?;
             writeln!(out, "{:<10} {:>8} {:>11}  reason", "path", "count", "bytes")?;

@@ -82,7 +82,8 @@ impl Windows {
     ) -> Result<Hold, WindowsError> {
         match self.clients.get(&client.0) {
             Some(c) if !c.barred => {}
-            _ => return Err(WindowsError::UnknownClient(client.0)),
+            Some(_) => return Err(WindowsError::Barred(client.0)),
+            None => return Err(WindowsError::UnknownClient(client.0)),
         }
         let index = self.slot_for(object, offset)?;
         let Some(w) = self.windows.get_mut(index as usize).and_then(Option::as_deref_mut) else {

@@ -109,6 +109,9 @@ pub enum WindowsError {
     /// No such client is attached.
     #[error("no client {0} is attached")]
     UnknownClient(u32),
+    /// The client was revoked as a whole.
+    #[error("client {0} was revoked as a whole and maps nothing more; it may connect again")]
+    Barred(u32),
     /// No such window, or this client does not hold it.
     #[error("window {0} is not held by that client, or does not exist")]
     UnknownWindow(u32),

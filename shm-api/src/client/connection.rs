@@ -32,6 +32,8 @@ pub(crate) struct Connection {
     pub(crate) region: Arc<Mapping>,
     pub(crate) cmb: Option<Arc<Mapping>>,
     pub(crate) cmb_text: String,
+    /// This client's number on the server.
+    pub(crate) id: u32,
 }
 
 /// A reply with what came with it.
@@ -77,7 +79,7 @@ impl Connection {
             None
         };
         let ring = Mutex::new(ClientRing::attach(ring)?);
-        Ok(Self { socket, next: Mutex::new(2), ring, control, region, cmb, cmb_text })
+        Ok(Self { socket, next: Mutex::new(2), ring, control, region, cmb, cmb_text, id: hello.client })
     }
 
     /// Whether the server lives, by its robust word: no system call.

@@ -221,8 +221,12 @@ impl File {
 
     /// Moves the window that holds `offset` out of the CMB.
     pub fn revoke_window(&self, offset: u64) -> Result<RevokeReport, ClientError> {
-        let request =
-            RevokeRequest { handle: self.inner.handle, offset, scope: m::REVOKE_WINDOW, reserved: 0 };
+        let request = RevokeRequest {
+            handle: self.inner.handle,
+            offset,
+            scope: m::REVOKE_WINDOW,
+            ..Default::default()
+        };
         self.inner.client.revoke_request(request, "")
     }
 

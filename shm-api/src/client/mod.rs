@@ -26,6 +26,7 @@ mod file;
 mod mapped;
 mod path_counts;
 mod peer;
+mod revoke;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -35,10 +36,12 @@ pub use file::{CommitReport, File, OpenMode};
 pub use mapped::Mapped;
 pub use path_counts::PathCounts;
 pub use peer::{Peer, PeerWindow};
+pub use revoke::RevokeReport;
 
+use crate::Placement;
 use crate::protocol::messages::{
-    self as m, Empty, InfoReply, ListReply, ListRequest, MkdirRequest, RenameRequest, RevokeReply,
-    RevokeRequest, SetAttrRequest, StatReply, StatusReply,
+    self as m, Empty, InfoReply, ListReply, ListRequest, MkdirRequest, RenameRequest, SetAttrRequest,
+    StatReply, StatusReply,
 };
 use crate::protocol::records::{self, DirEntry, PathCount};
 use crate::protocol::{Op, WireError};
@@ -82,6 +85,8 @@ pub struct Stat {
     pub gid: u32,
     /// Names it has.
     pub links: u32,
+    /// Where its windows may live.
+    pub placement: Placement,
 }
 
 impl From<StatReply> for Stat {
@@ -97,6 +102,7 @@ impl From<StatReply> for Stat {
             uid: r.uid,
             gid: r.gid,
             links: r.links,
+            placement: Placement::from_number(r.placement).unwrap_or_default(),
         }
     }
 }
@@ -129,21 +135,6 @@ impl From<DirEntry> for Entry {
             uid: e.record.uid,
         }
     }
-}
-
-/// What a revocation did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct RevokeReport {
-    /// Windows that were moved.
-    pub windows: u64,
-    /// 4 KiB CMB pages that nothing reaches any more and that can be reused.
-    pub freed_pages: u64,
-    /// 4 KiB pages that a silent client may still touch; they wait until it answers or is gone.
-    pub quarantined_pages: u64,
-    /// Write sections that were fenced: their writers are told, and write again.
-    pub fenced: u64,
-    /// How long it took, in nanoseconds.
-    pub nanoseconds: u64,
 }
 
 /// The server's counters.
@@ -183,8 +174,25 @@ pub struct Status {
     pub resets: u64,
     /// Bytes that were written and not committed, and that a reset took.
     pub lost_bytes: u64,
+    /// Where windows may live of files that have no setting of their own.
+    pub placement: Placement,
     /// Every path that bytes took, why, how often and how many.
     pub paths: Vec<PathLine>,
+    /// Every client.
+    pub people: Vec<ClientLine>,
+}
+
+/// One line of [`Status::people`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct ClientLine {
+    /// Its number on the server: see [`Client::id`] and [`Client::revoke_client`].
+    pub client: u32,
+    /// Its process, or 0 if the server cannot see it.
+    pub pid: u32,
+    /// Its user.
+    pub uid: u32,
+    /// Windows that it holds.
+    pub windows: u32,
 }
 
 /// One line of [`Status::paths`].
@@ -198,6 +206,12 @@ pub struct PathLine {
     pub count: u64,
     /// Bytes moved.
     pub bytes: u64,
+}
+
+impl From<records::ClientRecord> for ClientLine {
+    fn from(c: records::ClientRecord) -> Self {
+        Self { client: c.client, pid: c.pid, uid: c.uid, windows: c.windows }
+    }
 }
 
 impl From<PathCount> for PathLine {
@@ -248,6 +262,11 @@ impl Client {
             Some(_) => Ok(()),
             None => Err(&self.inner.connection.cmb_text),
         }
+    }
+
+    /// This client's number on the server.
+    pub fn id(&self) -> u32 {
+        self.inner.connection.id
     }
 
     /// Opens (or creates) a file.
@@ -315,33 +334,12 @@ impl Client {
         self.done(Op::SetAttr, "an owner to be set", &request, path.as_bytes())
     }
 
-    /// Moves every window of a file out of the CMB.
-    pub fn revoke(&self, path: &str) -> Result<RevokeReport, ClientError> {
-        self.revoke_request(RevokeRequest { scope: m::REVOKE_FILE, ..Default::default() }, path)
-    }
-
-    /// Moves every window of every file out of the CMB.
-    pub fn revoke_all(&self) -> Result<RevokeReport, ClientError> {
-        self.revoke_request(RevokeRequest { scope: m::REVOKE_ALL, ..Default::default() }, "")
-    }
-
-    fn revoke_request(&self, request: RevokeRequest, path: &str) -> Result<RevokeReport, ClientError> {
-        let reply: RevokeReply =
-            self.inner.connection.ask(Op::Revoke, "a revocation", &request, path.as_bytes())?;
-        Ok(RevokeReport {
-            windows: reply.windows,
-            freed_pages: reply.freed,
-            quarantined_pages: reply.quarantined,
-            fenced: reply.fenced,
-            nanoseconds: reply.nanoseconds,
-        })
-    }
-
     /// The server's counters.
     pub fn status(&self) -> Result<Status, ClientError> {
         let reply = self.inner.connection.call(Op::Status, "its status", &Empty {}, &[])?;
         let (s, tail) = reply.message.body::<StatusReply>()?;
-        let paths = records::path_counts(tail, s.reasons)?.into_iter().map(PathLine::from).collect();
+        let (paths, tail) = records::path_counts(tail, s.reasons)?;
+        let people = records::clients(tail, s.listed)?;
         Ok(Status {
             clients: s.clients,
             open_files: s.open_files,
@@ -360,7 +358,9 @@ impl Client {
             host_limit: s.host_limit,
             resets: s.resets,
             lost_bytes: s.lost_bytes,
-            paths,
+            placement: Placement::from_number(s.placement).unwrap_or_default(),
+            paths: paths.into_iter().map(PathLine::from).collect(),
+            people: people.into_iter().map(ClientLine::from).collect(),
         })
     }
 

@@ -85,6 +85,8 @@ ops! {
     Truncate = 25,
     /// Change a file's mode, and (server's own uid or root only) its owner.
     SetAttr = 26,
+    /// Say where a file's windows may live.
+    SetPlacement = 27,
     /// Get the windows behind a range of an open file.
     Map = 32,
     /// Give a mapping back.

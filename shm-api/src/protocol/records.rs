@@ -49,6 +49,20 @@ wire_struct! {
     }
 }
 
+wire_struct! {
+    /// A client of the server.
+    ClientRecord {
+        /// Its number on the server.
+        client: u32,
+        /// Its process, or 0 if that cannot be seen.
+        pid: u32,
+        /// Its user.
+        uid: u32,
+        /// Windows that it holds.
+        windows: u32,
+    }
+}
+
 /// A directory entry as a client sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DirEntry {
@@ -140,8 +154,8 @@ pub fn put_path_count(count: &PathCount, out: &mut Vec<u8>) {
     out.extend_from_slice(count.reason.as_bytes());
 }
 
-/// Decodes `count` path counters, after which nothing may follow.
-pub fn path_counts(mut tail: &[u8], count: u32) -> Result<Vec<PathCount>, WireError> {
+/// Decodes `count` path counters, and returns what follows them.
+pub fn path_counts(mut tail: &[u8], count: u32) -> Result<(Vec<PathCount>, &[u8]), WireError> {
     let mut counts = Vec::new();
     for _ in 0..count {
         let (record, rest) = PathRecord::take(tail).ok_or_else(|| short("a path counter"))?;
@@ -150,5 +164,16 @@ pub fn path_counts(mut tail: &[u8], count: u32) -> Result<Vec<PathCount>, WireEr
         counts.push(PathCount { path, reason, count: record.count, bytes: record.bytes });
         tail = rest;
     }
-    if tail.is_empty() { Ok(counts) } else { Err(short("what follows the last path counter")) }
+    Ok((counts, tail))
+}
+
+/// Decodes `count` clients, after which nothing may follow.
+pub fn clients(mut tail: &[u8], count: u32) -> Result<Vec<ClientRecord>, WireError> {
+    let mut clients = Vec::new();
+    for _ in 0..count {
+        let (record, rest) = ClientRecord::take(tail).ok_or_else(|| short("a client"))?;
+        clients.push(record);
+        tail = rest;
+    }
+    if tail.is_empty() { Ok(clients) } else { Err(short("what follows the last client")) }
 }

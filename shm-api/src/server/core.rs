@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use nvme_driver::disk::Disk;
 use nvme_driver::mem::Mapping;
-use p2p::windows::{Config, Scope, Windows, WindowsError};
+use p2p::windows::{ClientId, Config, Scope, Windows, WindowsError};
 
 use super::backing::FileBacking;
 use super::jobs::{Job, Work};
 use super::session::{OpenFile, ReplyTo, Session};
 use super::{ServerError, ServerOptions};
+use crate::Placement;
 use crate::protocol::{ErrorCode, MAX_IN_FLIGHT, WireError};
 
 /// Files that nobody has open any more but whose windows are kept for the next who opens them.
@@ -43,6 +44,11 @@ pub(crate) struct Core {
     pub(super) window_size: usize,
     pub(super) grace: u64,
     pub(super) opened: HashMap<u64, Opened>,
+    /// The server's placement, and those of files that have one of their own.
+    pub(super) placement: Placement,
+    pub(super) placements: HashMap<u64, Placement>,
+    /// Process and user of each client.
+    pub(super) people: BTreeMap<ClientId, (u32, u32)>,
     pub(super) closed: VecDeque<u64>,
     pub(super) jobs: Vec<Job>,
     pub(super) counts: Counts,
@@ -55,6 +61,8 @@ pub(crate) struct Core {
 pub(super) fn windows_error(error: &WindowsError) -> WireError {
     let code = match error {
         WindowsError::TooManyWindows(_) | WindowsError::TooManyDirtyPages(_) => ErrorCode::TooMany,
+        WindowsError::Barred(_) => ErrorCode::Denied,
+        WindowsError::UnknownClient(_) | WindowsError::UnknownPeer(_) => ErrorCode::BadHandle,
         WindowsError::Backing(_) => ErrorCode::Device,
         WindowsError::Peer(_) => ErrorCode::PeerFault,
         WindowsError::TooFar(_) => ErrorCode::TooBig,
@@ -87,6 +95,9 @@ impl Core {
             window_size: options.window_size,
             grace,
             opened: HashMap::new(),
+            placement: options.placement,
+            placements: HashMap::new(),
+            people: BTreeMap::new(),
             closed: VecDeque::new(),
             jobs: Vec::new(),
             counts: Counts::default(),
@@ -176,11 +187,19 @@ impl Core {
         result
     }
 
+    /// Where a file's windows may live: by its own setting, or by the server's.
+    pub(super) fn placement_of(&self, ino: u64) -> Placement {
+        self.placements.get(&ino).copied().unwrap_or(self.placement)
+    }
+
     /// While a client has the file open that cannot reach the CMB, its windows live where everybody can reach them.
-    fn place_object(&mut self, ino: u64) -> Result<(), WindowsError> {
-        use p2p::windows::{ObjectOptions, Placement};
-        let host_only = self.opened.get(&ino).is_some_and(|o| o.without_cmb > 0);
-        let placement = if host_only { Placement::HostOnly } else { Placement::Auto };
+    pub(super) fn place_object(&mut self, ino: u64) -> Result<(), WindowsError> {
+        use p2p::windows::{ObjectOptions, Placement as Home};
+        let unreachable = self.opened.get(&ino).is_some_and(|o| o.without_cmb > 0);
+        let placement = match self.placement_of(ino) {
+            Placement::Auto | Placement::Cmb if !unreachable => Home::Auto,
+            _ => Home::HostOnly,
+        };
         self.windows.add_object(ino, ObjectOptions { window_size: self.window_size, placement })
     }
 
@@ -226,6 +245,7 @@ impl Core {
     /// The filesystem must hold it open once more for this.
     pub(super) fn forget(&mut self, ino: u64, now: u64) {
         self.closed.retain(|c| *c != ino);
+        self.placements.remove(&ino);
         match self.windows.invalidate(ino, &(0..p2p::layout::LANE), &mut self.backing, now) {
             Ok(ticket) => self.jobs.push(Job::unasked(Work::Forget { ino, ticket })),
             Err(e) => {
@@ -249,6 +269,7 @@ impl Core {
     /// The client's process is dead.
     pub(crate) fn client_died(&mut self, session: &mut Session, now: u64) {
         if let Some(client) = session.client.take() {
+            self.people.remove(&client);
             if !session.maps.is_empty() {
                 self.counts.died += 1;
             }

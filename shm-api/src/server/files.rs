@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use extent_fs::{Falloc, Kind};
-use p2p::windows::{Scope, Want};
+use p2p::windows::{ClientId, PeerId, Scope, Want};
 
 use super::core::{Core, windows_error};
 use super::jobs::{Answer, Work};
@@ -11,6 +11,7 @@ use super::names::{View, fs_error};
 use super::permission::{READ, WRITE};
 use super::requests::Outcome;
 use super::session::{MapEntry, OpenFile, ReplyTo, Session};
+use crate::Placement;
 use crate::protocol::messages as m;
 use crate::protocol::records::WindowRecord;
 use crate::protocol::wire::Wire;
@@ -322,15 +323,64 @@ impl Core {
                 view.require(ino, READ, &format!("revoke the windows of \"{path}\""))?;
                 Scope::Object(ino)
             }
-            m::REVOKE_ALL if [0, self.server_uid].contains(&session.identity.uid) => Scope::Everything,
-            m::REVOKE_ALL => {
+            m::REVOKE_RANGE => {
+                let view = self.view(session);
+                let ino = view.walk(path)?;
+                view.require(ino, READ, &format!("revoke windows of \"{path}\""))?;
+                let end = request.offset.saturating_add(request.len).min(extent_fs::MAX_FILE_SIZE);
+                Scope::Range { object: ino, bytes: request.offset..end.max(request.offset) }
+            }
+            m::REVOKE_CLIENT => Scope::Client(self.client_to_revoke(session, request.id)?),
+            m::REVOKE_PEER if self.is_server(session) => Scope::Peer(PeerId(request.id)),
+            m::REVOKE_ALL if self.is_server(session) => Scope::Everything,
+            m::REVOKE_ALL | m::REVOKE_PEER => {
                 return Err(WireError::new(
                     ErrorCode::Denied,
-                    format!("uid {} may not revoke everybody's windows", session.identity.uid),
+                    format!("uid {} may not revoke what is everybody's", session.identity.uid),
                 ));
             }
             other => return Err(invalid(format!("revoke scope {other}"))),
         };
+        let ticket = self.windows.revoke(&scope, &mut self.backing, now).map_err(|e| windows_error(&e))?;
+        Ok(Work::Revoke { ticket, since: now })
+    }
+
+    /// Root and the server's own user.
+    fn is_server(&self, session: &Session) -> bool {
+        [0, self.server_uid].contains(&session.identity.uid)
+    }
+
+    /// A client may be revoked by its own user, and by the server's.
+    fn client_to_revoke(&self, session: &Session, client: u32) -> Result<ClientId, WireError> {
+        let id = ClientId(client);
+        let known = self.people.get(&id);
+        match known {
+            Some((_, uid)) if *uid == session.identity.uid || self.is_server(session) => Ok(id),
+            Some(_) => Err(WireError::new(ErrorCode::Denied, format!("client {client} is another user's"))),
+            None => Err(WireError::new(ErrorCode::BadHandle, format!("there is no client {client}"))),
+        }
+    }
+
+    /// Says where a file's windows may live. Those that may not stay where they are leave, as in a revocation.
+    pub(super) fn set_placement(
+        &mut self,
+        session: &Session,
+        request: &m::SetPlacementRequest,
+        path: &str,
+        now: u64,
+    ) -> Result<Work, WireError> {
+        let placement = Placement::from_number(request.placement)
+            .ok_or_else(|| invalid(format!("placement {}", request.placement)))?;
+        let view = self.view(session);
+        let ino = view.walk(path)?;
+        view.require(ino, WRITE, &format!("place \"{path}\""))?;
+        self.placements.insert(ino, placement);
+        if self.windows.has_object(ino) {
+            self.place_object(ino).map_err(|e| windows_error(&e))?;
+        }
+        // An empty range of the file: nothing has to leave.
+        let bytes = if placement == Placement::Host { 0..p2p::layout::LANE } else { 0..0 };
+        let scope = Scope::Range { object: ino, bytes };
         let ticket = self.windows.revoke(&scope, &mut self.backing, now).map_err(|e| windows_error(&e))?;
         Ok(Work::Revoke { ticket, since: now })
     }

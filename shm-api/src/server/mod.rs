@@ -45,6 +45,7 @@ pub use crate::transport::listener::ListenError;
 pub use p2p::windows::WriteBack;
 pub use stop::StopHandle;
 
+use crate::Placement;
 use crate::transport::listener::Listener;
 
 /// How to serve.
@@ -58,6 +59,8 @@ pub struct ServerOptions {
     pub grace: Duration,
     /// Bytes of host memory for the cache.
     pub host_cache: u64,
+    /// Where windows may live of files that have no setting of their own.
+    pub placement: Placement,
     /// Placements to refuse at random: every one may be, and no byte changes (P4). Refuses nothing unless a test says so.
     pub refusals: Refusals,
     /// How dirty pages are written back in the background; `None`: on commit and eviction only.
@@ -72,6 +75,7 @@ impl ServerOptions {
             window_size: p2p::layout::DEFAULT_WINDOW,
             grace: Duration::from_millis(20),
             host_cache: 1 << 30,
+            placement: Placement::Auto,
             refusals: Refusals::default(),
             write_back: Some(WriteBack::default()),
         }

@@ -235,6 +235,6 @@ pub(crate) fn stat_reply(stat: &Stat) -> StatReply {
         uid: stat.uid,
         gid: stat.gid,
         links: stat.nlink,
-        reserved: 0,
+        placement: 0,
     }
 }

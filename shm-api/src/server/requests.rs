@@ -147,13 +147,15 @@ impl Core {
             Op::Stat => {
                 let (_, path) = message.body::<m::Empty>()?;
                 let path = records::one_text(path)?;
-                Ok(reply(&self.view(session).stat(&path)?))
+                let stat = self.view(session).stat(&path)?;
+                Ok(reply(&m::StatReply { placement: self.placement_of(stat.ino).number(), ..stat }))
             }
             Op::FileStat => {
                 let body: m::HandleRequest = message.body_only()?;
                 let file = session.file(body.handle)?;
                 let stat = self.backing.fs.stat(file.ino).map_err(|e| fs_error(&e))?;
-                Ok(reply(&stat_reply(&stat)))
+                let placement = self.placement_of(file.ino).number();
+                Ok(reply(&m::StatReply { placement, ..stat_reply(&stat) }))
             }
             Op::List => {
                 let (body, tail) = message.body::<m::ListRequest>()?;
@@ -227,6 +229,12 @@ impl Core {
                 let work = self.start_revoke(session, &body, &path, now)?;
                 self.later(session, op, id, work)
             }
+            Op::SetPlacement => {
+                let (body, path) = message.body::<m::SetPlacementRequest>()?;
+                let path = records::one_text(path)?;
+                let work = self.set_placement(session, &body, &path, now)?;
+                self.later(session, op, id, work)
+            }
             Op::PeerAttach => {
                 let (body, fd) = self.attach_peer(session, &message.body_only()?)?;
                 Ok(Outcome::Reply(body.to_bytes(), Vec::new(), vec![fd]))
@@ -266,6 +274,8 @@ impl Core {
         let control = self.windows.control_fd().map_err(|e| windows_error(&e))?;
         let (client, region) = self.windows.attach().map_err(|e| windows_error(&e))?;
         session.client = Some(client);
+        let pid = u32::try_from(session.identity.pid).unwrap_or(0);
+        self.people.insert(client, (pid, session.identity.uid));
         let mut fds = vec![control, descriptor(region.memory())?, descriptor(ring.memory())?];
         let (cmb_reason, text) = self.cmb_for(session, &mut fds)?;
         let given = cmb_reason == m::CMB_GIVEN;
@@ -354,6 +364,13 @@ impl Core {
             };
             records::put_path_count(&line, &mut tail);
         }
+        let mut listed = 0;
+        for (client, windows) in self.windows.clients() {
+            let (pid, uid) = self.people.get(&client).copied().unwrap_or_default();
+            let windows = u32::try_from(windows).unwrap_or(u32::MAX);
+            records::ClientRecord { client: client.0, pid, uid, windows }.put(&mut tail);
+            listed += 1;
+        }
         let body = m::StatusReply {
             clients: self.counts.clients,
             open_files: self.opened.values().map(|o| u64::from(o.count)).sum(),
@@ -373,6 +390,8 @@ impl Core {
             resets: counters.resets,
             lost_bytes: counters.lost_bytes,
             reasons,
+            listed,
+            placement: self.placement.number(),
             reserved: 0,
         };
         Outcome::Reply(body.to_bytes(), tail, Vec::new())

@@ -54,9 +54,17 @@ impl Serving {
 
     /// Serves a filesystem that the test has made.
     pub fn over(filesystem: Filesystem<Box<dyn nvme_driver::disk::Disk>>, setup: Setup<'_>) -> Self {
+        Self::with(filesystem, |socket| options(socket, setup))
+    }
+
+    /// Serves it with the test's own options.
+    pub fn with(
+        filesystem: Filesystem<Box<dyn nvme_driver::disk::Disk>>,
+        options: impl FnOnce(&Path) -> ServerOptions,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("s");
-        let server = Server::new(filesystem, options(&socket, setup)).unwrap();
+        let server = Server::new(filesystem, options(&socket)).unwrap();
         let stop = server.stop_handle();
         let thread = std::thread::spawn(move || server.run().unwrap());
         Self { socket, stop, thread: Some(thread), _dir: dir }

@@ -48,6 +48,7 @@ fn entry(name: &str, stat: &FsStat) -> Entry {
         links: stat.nlink,
         modified_ns: stat.mtime,
         changed_ns: stat.ctime,
+        placement: None,
     }
 }
 

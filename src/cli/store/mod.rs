@@ -33,6 +33,9 @@ pub(crate) struct Entry {
     pub(crate) links: u32,
     pub(crate) modified_ns: u64,
     pub(crate) changed_ns: u64,
+    /// Where a server lets its windows live.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) placement: Option<cmbfs::Placement>,
 }
 
 impl Entry {

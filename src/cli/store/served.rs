@@ -31,6 +31,7 @@ fn entry(name: &str, stat: &ClientStat) -> Entry {
         links: stat.links,
         modified_ns: stat.mtime_ns,
         changed_ns: stat.ctime_ns,
+        placement: Some(stat.placement),
     }
 }
 

@@ -77,8 +77,8 @@ wire_struct! {
         gid: u32,
         /// Names it has.
         links: u32,
-        /// Always 0.
-        reserved: u32,
+        /// Where its windows may live: the number of a [`Placement`](crate::Placement).
+        placement: u32,
     }
 }
 
@@ -148,5 +148,15 @@ wire_struct! {
         uid: u32,
         /// Group.
         gid: u32,
+    }
+}
+
+wire_struct! {
+    /// `SetPlacement`; the path follows. The reply is that of `Revoke`: what had to leave.
+    SetPlacementRequest {
+        /// The number of a [`Placement`](crate::Placement).
+        placement: u32,
+        /// Always 0.
+        reserved: u32,
     }
 }

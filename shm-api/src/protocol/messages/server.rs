@@ -82,7 +82,8 @@ wire_struct! {
 }
 
 wire_struct! {
-    /// Reply to `Status`; `reasons` [`PathRecord`](crate::protocol::records::PathRecord)s follow.
+    /// Reply to `Status`; `reasons` [`PathRecord`](crate::protocol::records::PathRecord)s follow, then `listed`
+    /// [`ClientRecord`](crate::protocol::records::ClientRecord)s.
     StatusReply {
         /// Clients connected now.
         clients: u64,
@@ -118,8 +119,12 @@ wire_struct! {
         resets: u64,
         /// Bytes that were written and not committed, and that a reset took.
         lost_bytes: u64,
-        /// Number of records.
+        /// Number of path records.
         reasons: u32,
+        /// Number of client records.
+        listed: u32,
+        /// Where windows of files without a setting of their own may live: the number of a [`Placement`](crate::Placement).
+        placement: u32,
         /// Always 0.
         reserved: u32,
     }

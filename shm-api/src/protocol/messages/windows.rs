@@ -147,18 +147,26 @@ pub const REVOKE_WINDOW: u32 = 1;
 pub const REVOKE_FILE: u32 = 2;
 /// `Revoke` scope: everything.
 pub const REVOKE_ALL: u32 = 3;
+/// `Revoke` scope: the windows over a byte range of a file, by path.
+pub const REVOKE_RANGE: u32 = 4;
+/// `Revoke` scope: every window that a client holds; it maps nothing more on that connection.
+pub const REVOKE_CLIENT: u32 = 5;
+/// `Revoke` scope: every mapping of a peer. Windows stay where they are.
+pub const REVOKE_PEER: u32 = 6;
 
 wire_struct! {
-    /// `Revoke`; with `REVOKE_FILE` the path follows.
+    /// `Revoke`; with `REVOKE_FILE` and `REVOKE_RANGE` the path follows.
     RevokeRequest {
         /// With `REVOKE_WINDOW`: an open file.
         handle: u64,
-        /// With `REVOKE_WINDOW`: an offset inside the window.
+        /// With `REVOKE_WINDOW`: an offset inside the window. With `REVOKE_RANGE`: its first byte.
         offset: u64,
+        /// With `REVOKE_RANGE`: its length in bytes.
+        len: u64,
         /// `REVOKE_*`.
         scope: u32,
-        /// Always 0.
-        reserved: u32,
+        /// With `REVOKE_CLIENT` and `REVOKE_PEER`: its number on this server.
+        id: u32,
     }
 }
 
