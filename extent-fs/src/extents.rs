@@ -4,6 +4,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::past::Past;
+
 /// Adjoining disk blocks behind adjoining file blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Run {
@@ -44,6 +46,8 @@ impl Piece {
 pub(crate) enum ExtentMap {
     One(Option<Piece>),
     Many(BTreeMap<u64, Run>),
+    /// While a checkpoint is gathered that has not saved all of it yet.
+    Saving(BTreeMap<u64, Run>, Box<Past<u64, Run>>),
 }
 
 impl Default for ExtentMap {
@@ -57,7 +61,7 @@ impl ExtentMap {
     pub(crate) fn count(&self) -> usize {
         match self {
             Self::One(one) => usize::from(one.is_some()),
-            Self::Many(map) => map.len(),
+            Self::Many(map) | Self::Saving(map, _) => map.len(),
         }
     }
 
@@ -65,7 +69,7 @@ impl ExtentMap {
     pub(crate) fn at(&self, block: u64) -> Option<Piece> {
         let piece = match self {
             Self::One(one) => (*one)?,
-            Self::Many(map) => {
+            Self::Many(map) | Self::Saving(map, _) => {
                 let (&file, &run) = map.range(..=block).next_back()?;
                 Piece { file, run }
             }
@@ -77,7 +81,7 @@ impl ExtentMap {
     pub(crate) fn range(&self, first: u64, end: u64) -> impl Iterator<Item = Piece> {
         let (one, many) = match self {
             Self::One(one) => (one.filter(|p| p.file < end && p.end() > first), None),
-            Self::Many(map) => {
+            Self::Many(map) | Self::Saving(map, _) => {
                 let from = self.at(first).map_or(first, |p| p.file);
                 (None, Some(map.range(from..end.max(from))))
             }
@@ -95,7 +99,9 @@ impl ExtentMap {
     pub(crate) fn before(&self, block: u64) -> Option<Piece> {
         match self {
             Self::One(one) => one.filter(|p| p.file < block),
-            Self::Many(map) => map.range(..block).next_back().map(|(&file, &run)| Piece { file, run }),
+            Self::Many(map) | Self::Saving(map, _) => {
+                map.range(..block).next_back().map(|(&file, &run)| Piece { file, run })
+            }
         }
     }
 
@@ -108,6 +114,10 @@ impl ExtentMap {
             Self::Many(map) => {
                 map.insert(piece.file, piece.run);
             }
+            Self::Saving(map, past) => {
+                let was = map.insert(piece.file, piece.run);
+                past.note(piece.file, was);
+            }
         }
     }
 
@@ -119,6 +129,10 @@ impl ExtentMap {
                 if map.is_empty() {
                     *self = Self::default();
                 }
+            }
+            Self::Saving(map, past) => {
+                let was = map.remove(&file);
+                past.note(file, was);
             }
         }
     }
@@ -164,8 +178,32 @@ impl ExtentMap {
         }
         self.at(first).or_else(|| match self {
             Self::One(one) => one.filter(|p| p.file >= first && p.file < end),
-            Self::Many(map) => map.range(first..end).next().map(|(&file, &run)| Piece { file, run }),
+            Self::Many(map) | Self::Saving(map, _) => {
+                map.range(first..end).next().map(|(&file, &run)| Piece { file, run })
+            }
         })
+    }
+
+    /// From here on it remembers what it was, until `past_part` has handed out all of that.
+    pub(crate) fn begin_past(&mut self) {
+        if let Self::Many(map) = self {
+            *self = Self::Saving(std::mem::take(map), Box::new(Past::begin()));
+        }
+    }
+
+    /// The next `most` extents of what it was when `begin_past` was called, and whether more are left.
+    pub(crate) fn past_part(&mut self, most: usize) -> (Vec<Piece>, bool) {
+        let Self::Saving(map, past) = self else { return (Vec::new(), false) };
+        let part: Vec<_> = past.rest(map).take(most).map(|(&file, run)| Piece { file, run }).collect();
+        if let Some(last) = part.last() {
+            past.skip(last.file);
+        }
+        let more = past.rest(map).next().is_some();
+        if !more {
+            let map = std::mem::take(map);
+            *self = if map.is_empty() { Self::default() } else { Self::Many(map) };
+        }
+        (part, more)
     }
 
     /// Turns `first..end` from unwritten to written. Returns false if part of it is a hole.

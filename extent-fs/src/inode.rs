@@ -6,6 +6,7 @@ use crate::extents::ExtentMap;
 use crate::item::{
     ENTRIES_PER_PART, ENTRY_LEN, INODE_LEN, InodePart, Item, PART_LEN, PIECE, PIECES_PER_PART,
 };
+use crate::past::Past;
 
 /// Number of an inode. Never used twice in the life of a filesystem.
 pub type Ino = u64;
@@ -48,11 +49,13 @@ pub(crate) struct Directory {
     pub(crate) parent: Ino,
     pub(crate) entries: BTreeMap<Box<[u8]>, Ino>,
     name_bytes: u64,
+    /// What a checkpoint that is being gathered has not saved yet.
+    past: Option<Past<Box<[u8]>, Ino>>,
 }
 
 impl Directory {
     pub(crate) fn new(parent: Ino) -> Self {
-        Self { parent, entries: BTreeMap::new(), name_bytes: 0 }
+        Self { parent, entries: BTreeMap::new(), name_bytes: 0, past: None }
     }
 
     /// Returns false, and changes nothing, when the name is taken.
@@ -63,6 +66,9 @@ impl Directory {
             Entry::Vacant(v) => {
                 v.insert(ino);
                 self.name_bytes += name.len() as u64;
+                if let Some(past) = &mut self.past {
+                    past.note(name.into(), None);
+                }
                 true
             }
         }
@@ -71,7 +77,28 @@ impl Directory {
     pub(crate) fn remove(&mut self, name: &[u8]) -> Option<Ino> {
         let ino = self.entries.remove(name)?;
         self.name_bytes -= name.len() as u64;
+        if let Some(past) = &mut self.past {
+            past.note(name.into(), Some(ino));
+        }
         Some(ino)
+    }
+
+    /// Writes out the next names of what it was when `past` began; false if none are left.
+    fn save_more(&mut self, ino: Ino, out: &mut Vec<u8>) -> bool {
+        let Some(past) = &mut self.past else { return false };
+        let rest = past.rest(&self.entries);
+        let part: Vec<(Ino, &[u8])> =
+            rest.take(ENTRIES_PER_PART).map(|(name, child)| (child, &**name)).collect();
+        let last = part.last().map(|e| Box::from(e.1));
+        Item::Entries { ino, entries: part }.encode(out);
+        if let Some(last) = last {
+            past.skip(last);
+        }
+        let more = past.rest(&self.entries).next().is_some();
+        if !more {
+            self.past = None;
+        }
+        more
     }
 }
 
@@ -79,7 +106,7 @@ impl Directory {
 #[derive(Clone, Debug)]
 pub(crate) enum Body {
     File(ExtentMap),
-    Directory(Directory),
+    Directory(Box<Directory>),
 }
 
 /// An inode.
@@ -165,13 +192,14 @@ impl Inode {
             blocks: 0,
             body: match p.kind {
                 Kind::File => Body::File(ExtentMap::default()),
-                Kind::Directory => Body::Directory(Directory::new(p.parent)),
+                Kind::Directory => Body::Directory(Box::new(Directory::new(p.parent))),
             },
         }
     }
 
-    /// Writes it out as checkpoint items.
-    pub(crate) fn save(&self, ino: Ino, out: &mut Vec<u8>) {
+    /// Writes it out as checkpoint items, or, when it takes many, only its attributes: then it remembers what it was, returns true,
+    /// and `save_more` writes the rest, whatever changes meanwhile.
+    pub(crate) fn save_begin(&mut self, ino: Ino, out: &mut Vec<u8>) -> bool {
         Item::Inode(InodePart {
             ino,
             kind: self.kind(),
@@ -186,27 +214,33 @@ impl Inode {
             parent: self.directory().map_or(0, |d| d.parent),
         })
         .encode(out);
-        match &self.body {
+        match &mut self.body {
+            Body::File(map) if map.count() > PIECES_PER_PART => map.begin_past(),
+            Body::Directory(dir) if dir.entries.len() > ENTRIES_PER_PART => dir.past = Some(Past::begin()),
+            Body::File(map) if map.count() == 0 => return false,
+            Body::Directory(dir) if dir.entries.is_empty() => return false,
             Body::File(map) => {
-                let mut pieces = map.iter();
-                loop {
-                    let part: Vec<_> = pieces.by_ref().take(PIECES_PER_PART).collect();
-                    if part.is_empty() {
-                        break;
-                    }
-                    Item::Extents { ino, pieces: part }.encode(out);
-                }
+                Item::Extents { ino, pieces: map.iter().collect() }.encode(out);
+                return false;
             }
             Body::Directory(dir) => {
-                let mut entries = dir.entries.iter().map(|(name, &child)| (child, &**name));
-                loop {
-                    let part: Vec<_> = entries.by_ref().take(ENTRIES_PER_PART).collect();
-                    if part.is_empty() {
-                        break;
-                    }
-                    Item::Entries { ino, entries: part }.encode(out);
-                }
+                let entries = dir.entries.iter().map(|(name, &child)| (child, &**name)).collect();
+                Item::Entries { ino, entries }.encode(out);
+                return false;
             }
+        }
+        true
+    }
+
+    /// Writes out the next item of what it was when `save_begin` returned true; false if it was the last one.
+    pub(crate) fn save_more(&mut self, ino: Ino, out: &mut Vec<u8>) -> bool {
+        match &mut self.body {
+            Body::File(map) => {
+                let (pieces, more) = map.past_part(PIECES_PER_PART);
+                Item::Extents { ino, pieces }.encode(out);
+                more
+            }
+            Body::Directory(dir) => dir.save_more(ino, out),
         }
     }
 }

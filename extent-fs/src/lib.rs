@@ -10,12 +10,14 @@
 //! * `log`: the ring that records live in
 //! * `extents`, `inode`, `state`: the metadata in memory, and how an item changes it
 //! * `alloc`: the free blocks
+//! * `past`, `capture`: what the metadata was, saved while it changes
 //! * `commit`: transactions; `checkpoint`: checkpoints; `mount`: mkfs and mount; `recover`: reading what is on disk
 //! * `verify`, `fault`: what can be wrong; `check`, `repair`, `mend`: finding it and putting it right
 //! * `layout`, `leases`, `sever`: blocks handed out, recalled, fenced, and given up
 //! * `fs`: the mounted filesystem and the calls that only look; `names`, `data`, `space`: the calls that change
 
 mod alloc;
+mod capture;
 mod check;
 mod checkpoint;
 mod chunk;
@@ -35,6 +37,7 @@ mod log;
 mod mend;
 mod mount;
 mod names;
+mod past;
 mod record;
 mod recover;
 mod repair;

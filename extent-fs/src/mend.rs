@@ -20,7 +20,7 @@ impl State {
             mtime: 0,
             ctime: 0,
             blocks: 0,
-            body: Body::Directory(Directory::new(parent)),
+            body: Body::Directory(Box::new(Directory::new(parent))),
         }
     }
 

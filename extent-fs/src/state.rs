@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::capture::Capture;
 use crate::extents::{ExtentMap, Piece};
 use crate::inode::{Body, Directory, Ino, Inode, Kind, MAX_FILE_BLOCKS, MAX_FILE_SIZE, ROOT};
 use crate::item::Item;
@@ -9,38 +10,10 @@ use crate::item::Item;
 /// Blocks that an item freed (whose, first, count).
 pub(crate) type Freed = Vec<(Ino, u64, u64)>;
 
-/// A checkpoint being gathered while changes go on: inodes from `cursor` to `end` are still to be saved, in the state they
-/// had when it began. Whoever changes one of those first saves it here.
-#[derive(Debug)]
-pub(crate) struct Capture {
-    id: u32,
-    cursor: Ino,
-    end: Ino,
-    out: Vec<u8>,
-    /// Bytes at the front of `out` that are on disk already.
-    taken: usize,
-}
-
-impl Capture {
-    /// What lies ready of the checkpoint, in whole items, if it is at least `len` bytes.
-    pub(crate) fn ready(&self, len: usize) -> Option<&[u8]> {
-        self.out.get(self.taken..).filter(|r| r.len() >= len)
-    }
-
-    /// `len` bytes are on disk.
-    pub(crate) fn take(&mut self, len: usize) {
-        self.taken += len;
-        if self.taken * 2 >= self.out.len() {
-            self.out.drain(..self.taken);
-            self.taken = 0;
-        }
-    }
-}
-
 /// The metadata.
 #[derive(Debug)]
 pub(crate) struct State {
-    inodes: BTreeMap<Ino, Box<Inode>>,
+    pub(crate) inodes: BTreeMap<Ino, Box<Inode>>,
     pub(crate) next_ino: Ino,
     /// Bytes that a checkpoint of all this takes, exactly.
     pub(crate) cost: u64,
@@ -51,7 +24,8 @@ pub(crate) struct State {
     /// Blocks on the device: no extent may end behind it.
     blocks: u64,
     pub(crate) capture: Option<Capture>,
-    captures: u32,
+    /// Number of the last one.
+    pub(crate) captures: u32,
 }
 
 /// Unwritten blocks in some extents.
@@ -90,7 +64,7 @@ impl State {
             mtime: time,
             ctime: time,
             blocks: 0,
-            body: Body::Directory(Directory::new(ROOT)),
+            body: Body::Directory(Box::new(Directory::new(ROOT))),
         };
         state.put(ROOT, root);
         state
@@ -111,18 +85,6 @@ impl State {
     pub(crate) fn put(&mut self, ino: Ino, inode: Inode) {
         self.cost += inode.cost();
         self.inodes.insert(ino, Box::new(inode));
-    }
-
-    /// Saves an inode that is about to change into the capture that still lacks it.
-    fn save_first(&mut self, ino: Ino) {
-        if let Some(c) = &mut self.capture
-            && (c.cursor..c.end).contains(&ino)
-            && let Some(inode) = self.inodes.get_mut(&ino)
-            && inode.saved != c.id
-        {
-            inode.saved = c.id;
-            inode.save(ino, &mut c.out);
-        }
     }
 
     /// Changes one inode, keeping the capture and the sums right.
@@ -160,30 +122,6 @@ impl State {
         self.inodes.get_mut(&ino).map(|i| &mut **i)
     }
 
-    /// Begins to gather a checkpoint of the state as it is now.
-    pub(crate) fn begin_capture(&mut self) {
-        self.captures = self.captures.wrapping_add(1).max(1);
-        self.capture =
-            Some(Capture { id: self.captures, cursor: 0, end: self.next_ino, out: Vec::new(), taken: 0 });
-    }
-
-    /// Saves more inodes until `want` bytes lie ready. Returns true when all are saved.
-    pub(crate) fn capture_more(&mut self, want: usize) -> bool {
-        let Some(c) = &mut self.capture else { return true };
-        for (&ino, inode) in self.inodes.range_mut(c.cursor..c.end) {
-            if c.out.len() - c.taken >= want {
-                c.cursor = ino;
-                return false;
-            }
-            if inode.saved != c.id {
-                inode.saved = c.id;
-                inode.save(ino, &mut c.out);
-            }
-        }
-        c.cursor = c.end;
-        true
-    }
-
     /// Applies one item. `Err` says how it contradicts the state; then the state is not to be used any more.
     pub(crate) fn apply(&mut self, item: &Item<'_>, freed: &mut Freed) -> Applied {
         match item {
@@ -195,7 +133,7 @@ impl State {
                 self.next_ino = ino + 1;
                 let (nlink, body) = match kind {
                     Kind::File => (1, Body::File(ExtentMap::default())),
-                    Kind::Directory => (2, Body::Directory(Directory::new(*parent))),
+                    Kind::Directory => (2, Body::Directory(Box::new(Directory::new(*parent)))),
                 };
                 let (mode, uid, gid, time) = (*mode, *uid, *gid, *time);
                 let inode = Inode {
@@ -413,7 +351,7 @@ impl State {
     }
 
     pub(crate) fn forget(&mut self, ino: Ino, freed: &mut Freed) -> Applied {
-        self.save_first(ino);
+        self.save_last(ino);
         let inode = self.inodes.remove(&ino).ok_or_else(|| format!("inode {ino} is missing"))?;
         self.cost -= inode.cost();
         self.mapped -= inode.blocks;

@@ -342,4 +342,70 @@ fn overwriting_whole_blocks_moves_times_and_nothing_else() {
     let bytes = contents(&mut fs, "/f");
     assert!(bytes[..4096].iter().all(|&b| b == 1) && bytes[8192..].iter().all(|&b| b == 1));
     assert!(bytes[4096..8192].iter().all(|&b| b == 2));
+    // What somebody may read without asking is not overwritten behind their back.
+    fs.sync_all().unwrap();
+    let layout = fs.map_blocks(f, 0, 4096, Access::Read).unwrap();
+    assert!(matches!(fs.write_at(f, 0, &[3; 4096]), Err(FsError::LeaseConflict { .. })));
+    fs.release(layout.lease).unwrap();
+    fs.write_at(f, 0, &[3; 4096]).unwrap();
+    assert_eq!(contents(&mut fs, "/f")[..4096], [3; 4096]);
+}
+
+#[test]
+fn large_inodes_change_while_a_checkpoint_saves_them_item_by_item() {
+    let mut disk = RamDisk::new(32 << 20);
+    format(&mut disk, &FormatOptions { log_bytes: Some(256 << 10), ..Default::default() }).unwrap();
+    let mut fs = Filesystem::mount(disk, MountOptions::default()).unwrap();
+    let name = |i: u32| format!("/{i:0>200}");
+    for i in 0..1500 {
+        fs.create(name(i), &NewInode::file()).unwrap();
+    }
+    let comb = |fs: &mut Filesystem<RamDisk>| {
+        let f = fs.create("/f", &NewInode::file()).unwrap();
+        for i in 0..600 {
+            fs.fallocate(f, i * 8192, 4096, Falloc::Extend).unwrap();
+        }
+    };
+    comb(&mut fs);
+    let all = |fs: &Filesystem<RamDisk>| {
+        let entries = fs.readdir(ROOT).unwrap();
+        let stats: Vec<Stat> = entries.iter().map(|e| fs.stat(e.ino).unwrap()).collect();
+        (entries, stats, fs.query_blocks(fs.lookup("/f").unwrap(), 0, 5 << 20).unwrap())
+    };
+    // A step of a full-period generator: names and extents before and behind what is saved already change, appear and go.
+    let mut state = 7u64;
+    let mut any = move |below: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % below
+    };
+    for round in 0..120 {
+        for _ in 0..5 {
+            let i = any(3000) as u32;
+            match any(3) {
+                0 => drop(fs.unlink(name(i))),
+                1 => drop(fs.create(name(i), &NewInode::file())),
+                _ => drop(fs.rename(name(i), name(any(3000) as u32))),
+            }
+        }
+        if round % 19 == 18 {
+            // The large file goes, wherever the checkpoint is with it, and there is another one.
+            fs.unlink("/f").unwrap();
+            comb(&mut fs);
+        }
+        let (f, at) = (fs.lookup("/f").unwrap(), any(1200) * 4096);
+        match any(4) {
+            0 => fs.fallocate(f, at, 4096 * 3, Falloc::PunchHole).unwrap(),
+            1 => fs.fallocate(f, at, 4096, Falloc::KeepSize).unwrap(),
+            2 => fs.write_at(f, at, &[round as u8; 4096]).unwrap(),
+            _ => {}
+        }
+        fs.sync_all().unwrap();
+        if round % 10 == 9 {
+            assert_eq!(fs.verify(), []);
+            let copy = Filesystem::mount(fs.disk().clone(), MountOptions::default()).unwrap();
+            assert!(all(&copy) == all(&fs), "round {round}");
+        }
+    }
+    let report = check(&mut fs.disk().clone(), &CheckOptions::default()).unwrap();
+    assert!(report.is_clean() && report.generation > 5, "{report:?}");
 }
