@@ -227,6 +227,12 @@ pub trait PciFunction: Send + Sync + fmt::Debug {
     /// Takes exactly one earlier mapping back. When it returns, a DMA to it faults.
     fn dma_unmap(&self, iova: u64, len: usize) -> Result<(), PciError>;
 
+    /// Whether some DMA of the function to these addresses would still pass, as far as the transport can tell.
+    fn dma_reaches(&self, iova: u64, len: usize) -> bool {
+        let _ = (iova, len);
+        false
+    }
+
     /// Resets the function (FLR or equivalent). DMA mappings survive; everything else is as after power-on.
     fn reset(&self) -> Result<(), PciError>;
 

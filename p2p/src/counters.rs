@@ -54,10 +54,12 @@ pub enum Reason {
     Background,
     /// Windows are used one after the other: the next were read ahead.
     ReadAhead,
+    /// The peer's DMA is not coherent with the processors' caches, so it may only read.
+    NotCoherent,
 }
 
 const PATHS: usize = 4;
-const REASONS: usize = 18;
+const REASONS: usize = 19;
 
 /// All paths, in the order of the table.
 pub const ALL_PATHS: [Path; PATHS] = [Path::Cmb, Path::PeerToPeer, Path::HostCache, Path::Bounce];
@@ -81,6 +83,7 @@ pub const ALL_REASONS: [Reason; REASONS] = [
     Reason::Untrusted,
     Reason::Background,
     Reason::ReadAhead,
+    Reason::NotCoherent,
 ];
 
 impl fmt::Display for Path {
@@ -115,6 +118,7 @@ impl fmt::Display for Reason {
             Self::Untrusted => "peer DMA did not arrive",
             Self::Background => "background write-back",
             Self::ReadAhead => "read-ahead",
+            Self::NotCoherent => "peer DMA is not coherent",
         })
     }
 }

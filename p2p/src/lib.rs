@@ -16,6 +16,7 @@
 //! * [`backing`]: what windows need of the layer that knows the drive
 //! * [`peer`]: other devices that DMA to windows
 //! * [`drive_copy`]: blocks from one drive to another through a CMB
+//! * [`probe`]: what the processor gets out of the CMB, measured, and what that means for placement
 //! * [`policy`]: who leaves when memory is short
 //! * [`counters`]: which path every transfer took, and why
 //! * [`refusal`]: refusing placements on purpose
@@ -28,6 +29,7 @@ pub mod layout;
 mod pages;
 pub mod peer;
 pub mod policy;
+pub mod probe;
 pub mod protocol;
 pub mod reader;
 pub mod refusal;

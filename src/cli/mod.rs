@@ -23,6 +23,7 @@ mod mv;
 mod peers;
 mod place;
 mod placement;
+mod probe;
 mod progress;
 mod put;
 mod revoke;
@@ -69,6 +70,7 @@ enum Command {
     Identify(identify::Identify),
     Devices(devices::Devices),
     Peers(peers::Peers),
+    Probe(probe::Probe),
     Bind(bind::Bind),
     Unbind(bind::Unbind),
     Emulate(emulate::Emulate),
@@ -110,6 +112,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Identify(c) => c.run(),
         Command::Devices(c) => c.run(),
         Command::Peers(c) => c.run(),
+        Command::Probe(c) => c.run(),
         Command::Bind(c) => c.run(),
         Command::Unbind(c) => c.run(),
         Command::Emulate(c) => c.run(),

@@ -212,6 +212,14 @@ impl PciFunction for EmulatedController {
         })
     }
 
+    fn dma_reaches(&self, iova: u64, len: usize) -> bool {
+        let passes = |at, access| self.domain.is_mapped(at, PAGE, access);
+        (0..len).step_by(PAGE).any(|at| {
+            let at = iova.saturating_add(at as u64);
+            passes(at, DmaAccess::Read) || passes(at, DmaAccess::Write)
+        })
+    }
+
     fn reset(&self) -> Result<(), PciError> {
         let mut state = self.lock();
         if state.removed {

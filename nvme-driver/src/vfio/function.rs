@@ -354,6 +354,13 @@ impl PciFunction for VfioFunction {
         Ok(())
     }
 
+    /// What the kernel was told to map and has not said that it unmapped: its answer names the bytes, and fewer are an error.
+    fn dma_reaches(&self, iova: u64, len: usize) -> bool {
+        let end = iova.saturating_add(len as u64);
+        let dma = self.dma.lock().unwrap_or_else(PoisonError::into_inner);
+        dma.range(..end).next_back().is_some_and(|(start, mapped)| start.saturating_add(mapped.len) > iova)
+    }
+
     fn reset(&self) -> Result<(), PciError> {
         // Off first, so that nothing is on its way while the function resets; and off is how a function comes out of power-on.
         self.set_bus_master(false)?;

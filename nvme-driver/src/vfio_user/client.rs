@@ -384,6 +384,15 @@ impl PciFunction for VfioUserFunction {
         Ok(())
     }
 
+    /// What the server was told to map and has not said that it unmapped.
+    fn dma_reaches(&self, iova: u64, len: usize) -> bool {
+        let end = iova.saturating_add(len as u64);
+        let dma = self.dma.lock().unwrap_or_else(PoisonError::into_inner);
+        dma.range(..end)
+            .next_back()
+            .is_some_and(|(start, mapped)| start.saturating_add(mapped.len as u64) > iova)
+    }
+
     fn reset(&self) -> Result<(), PciError> {
         if !self.resettable {
             return Err(PciError::Unsupported { function: self.name.clone(), what: "reset" });

@@ -17,7 +17,7 @@ const IOVA_BASE: u64 = 0x10_0000_0000;
 
 /// Names a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct CopyId(u64);
+pub struct CopyId(pub(super) u64);
 
 /// How a copy stands.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,7 +2,13 @@
 //!
 //! * [`Mapper`]: what a peer's runtime provides: map, unmap, stop, drain
 //! * [`EmulatedEngine`]: a DMA engine behind an IOMMU domain of its own, with memory of its own
+//! * [`NvmePeer`]: another NVMe controller, whose drive reads into windows and writes from them
+//! * [`ExternalPeer`]: a GPU, a NIC or whatever has a runtime that implements [`ExternalDevice`]
+//! * `addresses`: I/O virtual addresses that come round as late as possible
+mod addresses;
 mod emulated;
+mod external;
+mod nvme;
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,6 +17,8 @@ use nvme_driver::mem::Mapping;
 use nvme_driver::pci::DmaAccess;
 
 pub use emulated::{CopyId, CopyState, EmulatedEngine, EngineCounters};
+pub use external::{Exporter, ExternalDevice, ExternalPeer, Import, SharedMemoryExporter};
+pub use nvme::NvmePeer;
 
 /// A peer could not do what was asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -45,7 +53,7 @@ pub enum PeerError {
     },
 }
 
-/// How a peer reaches windows. A GPU's or a NIC's runtime implements this; so does [`EmulatedEngine`].
+/// How a peer reaches windows.
 ///
 /// Revocation uses it in this order: [`stop`](Self::stop), [`drained`](Self::drained) until it says so or the grace is over,
 /// [`unmap`](Self::unmap), [`is_mapped`](Self::is_mapped) to verify.

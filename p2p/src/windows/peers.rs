@@ -178,7 +178,7 @@ impl Windows {
             return Ok(PeerPath::Direct(*m));
         }
         if write && !known.mapper.is_coherent() {
-            return Ok(self.bounce(Reason::CmbUnsupported));
+            return Ok(self.bounce(Reason::NotCoherent));
         }
         if self.window(window).is_some_and(|w| w.home == Home::Host) {
             // For a peer the CMB is not a matter of speed: without it the bytes go through host memory. Others give way.
@@ -208,7 +208,7 @@ impl Windows {
             Ok(iova) => iova,
             Err(e) => {
                 tracing::warn!("{e}; its copies go through host memory");
-                return Ok(self.bounce(Reason::CmbUnsupported));
+                return Ok(self.bounce(Reason::MapRefused));
             }
         };
         let mapping = PeerMapping { peer, window, iova, len: w.len, writable: write };

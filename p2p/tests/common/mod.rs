@@ -124,24 +124,28 @@ pub fn config() -> Config {
 
 impl Rig {
     pub fn new(cmb_bytes: usize, config: Config) -> Self {
-        let cmb = Mapping::memfd("cmb", cmb_bytes.max(4096)).unwrap();
         let memory = CmbMemory {
-            memory: Arc::clone(&cmb),
+            memory: Mapping::memfd("cmb", cmb_bytes.max(4096)).unwrap(),
             bus_address: 0x1000_0000,
             is_device_memory: false,
             read_data: true,
             write_data: true,
         };
-        let windows = Windows::new((cmb_bytes > 0).then_some(memory), config).unwrap();
+        Self::over((cmb_bytes > 0).then_some(memory), config)
+    }
+
+    /// Windows over this CMB, which the processor plays the drive of.
+    pub fn over(memory: Option<CmbMemory>, config: Config) -> Self {
+        let cmb = memory.as_ref().map(|m| Arc::clone(&m.memory));
         let drive = Drive {
-            cmb,
+            cmb: cmb.unwrap_or_else(|| Mapping::memfd("none", 4096).unwrap()),
             objects: BTreeMap::new(),
             fail_writes: false,
             time_out_reads: false,
             host_bytes: 0,
             rng: None,
         };
-        Self { windows, drive, now: 0 }
+        Self { windows: Windows::new(memory, config).unwrap(), drive, now: 0 }
     }
 
     /// An object of `len` bytes that no other has: byte `i` is a function of object and `i`.
