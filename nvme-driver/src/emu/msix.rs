@@ -5,10 +5,39 @@
 
 use std::os::fd::OwnedFd;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{OFlags, fcntl_getfl};
+use rustix::io::Errno;
+
 /// Size of the BAR.
 pub(super) const MSIX_BAR_SIZE: u64 = 0x4000;
 /// Offset of the pending bits.
 pub(super) const PBA_OFFSET: u64 = 0x2000;
+
+/// Where a vector's interrupts go.
+#[derive(Debug)]
+struct Signal {
+    eventfd: OwnedFd,
+    /// A write may block: when the counter is full. Whoever fills it does not get to stop the controller.
+    blocks: bool,
+}
+
+impl Signal {
+    fn new(eventfd: OwnedFd) -> Self {
+        let blocks = !fcntl_getfl(&eventfd).is_ok_and(|flags| flags.contains(OFlags::NONBLOCK));
+        Self { eventfd, blocks }
+    }
+
+    fn send(&self) -> Result<(), Errno> {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let mut ready = [PollFd::new(&self.eventfd, PollFlags::OUT)];
+        // A full counter has the reader awake already.
+        if self.blocks && poll(&mut ready, Some(&now))? == 0 {
+            return Ok(());
+        }
+        rustix::io::write(&self.eventfd, &1u64.to_ne_bytes()).map(|_| ())
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct Msix {
@@ -17,7 +46,7 @@ pub(super) struct Msix {
     /// Vectors whose control word was written.
     programmed: Vec<bool>,
     pending: Vec<bool>,
-    eventfds: Vec<OwnedFd>,
+    eventfds: Vec<Signal>,
     /// Function Mask of the capability.
     function_mask: bool,
 }
@@ -42,7 +71,7 @@ impl Msix {
     }
 
     pub(super) fn set_eventfds(&mut self, eventfds: Vec<OwnedFd>) {
-        self.eventfds = eventfds;
+        self.eventfds = eventfds.into_iter().map(Signal::new).collect();
     }
 
     pub(super) fn set_function_mask(&mut self, on: bool) {
@@ -66,8 +95,7 @@ impl Msix {
             self.pending[v] = true;
             return false;
         }
-        // A full counter has the reader awake already.
-        if let Err(e) = rustix::io::write(&self.eventfds[v], &1u64.to_ne_bytes()) {
+        if let Err(e) = self.eventfds[v].send() {
             tracing::debug!("eventfd of vector {vector}: {e}");
         }
         true

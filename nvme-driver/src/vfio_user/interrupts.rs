@@ -1,6 +1,6 @@
 //! Interrupts: DEVICE_GET_IRQ_INFO and DEVICE_SET_IRQS (spec, same names). Only MSI-X, and only by eventfd.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -83,6 +83,9 @@ impl Interrupts {
         if flags & !(DATA_NONE | DATA_BOOL | DATA_EVENTFD) != ACTION_TRIGGER {
             return Err(Errno::INVAL); // masking is done in the MSI-X table
         }
+        if !fds.iter().all(is_eventfd) {
+            return Err(Errno::INVAL);
+        }
         let range = start..end;
         match (flags & !ACTION_TRIGGER, count) {
             (DATA_NONE, 0) => self.eventfds.iter_mut().for_each(|fd| *fd = None),
@@ -134,7 +137,13 @@ impl Interrupts {
     }
 }
 
-/// Signals an eventfd, or whatever the client passed in its place: without blocking.
+/// Whether this is an eventfd. Writing to anything else might block, or raise SIGPIPE.
+fn is_eventfd(fd: &OwnedFd) -> bool {
+    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    rustix::fs::readlink(link, Vec::new()).is_ok_and(|to| to.to_bytes() == b"anon_inode:[eventfd]")
+}
+
+/// Signals an eventfd without blocking.
 fn signal(fd: &OwnedFd) {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };

@@ -246,6 +246,28 @@ mod tests {
         assert_eq!(link.next().unwrap_err(), Errno::TIMEDOUT, "the connection is over");
     }
 
+    /// Each byte comes in time, the message does not.
+    #[test]
+    fn a_client_that_trickles_is_given_up() {
+        let (link, theirs, _) = connect(Duration::from_millis(20));
+        let trickle = std::thread::spawn(move || {
+            let mut bytes = Header::command(1, command::REGION_WRITE, 1 << 20).to_bytes().to_vec();
+            while rustix::net::send(&theirs, &bytes, rustix::net::SendFlags::NOSIGNAL).is_ok() {
+                bytes.truncate(1);
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let over = loop {
+            match link.next() {
+                Ok(None) => std::thread::yield_now(),
+                other => break other,
+            }
+        };
+        assert_eq!(over.unwrap_err(), Errno::AGAIN);
+        link.close();
+        trickle.join().unwrap();
+    }
+
     #[test]
     fn a_call_ends_when_the_server_stops_or_the_link_closes() {
         let (link, _theirs, stop) = connect(Duration::from_secs(3600));

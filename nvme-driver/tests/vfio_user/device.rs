@@ -221,6 +221,20 @@ fn msix_is_the_only_interrupt() {
     served.connect();
 }
 
+/// Only eventfds: a pipe nobody reads would be a SIGPIPE, a full one a write that blocks.
+#[test]
+fn what_is_no_eventfd_is_refused() {
+    let served = Served::new();
+    let mut client = served.connect();
+    let (reader, pipe) = rustix::pipe::pipe().unwrap();
+    drop(reader);
+    let file: std::os::fd::OwnedFd = tempfile::tempfile().unwrap().into();
+    for fd in [&pipe, &file, &crate::dma::memfd(4096)] {
+        let set = words(&[20, 4 | 1 << 5, 2, 0, 1]);
+        assert_eq!(client.err(command::DEVICE_SET_IRQS, &set, &[fd]), libc::EINVAL);
+    }
+}
+
 #[test]
 fn reset_brings_the_registers_back() {
     let served = Served::new();

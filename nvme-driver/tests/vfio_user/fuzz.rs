@@ -159,6 +159,7 @@ fn run(tape: &mut Tape, sent: &Cell<u64>, tally: &mut Tally) -> HashSet<Feature>
     let controller = EmulatedController::new(&config()).unwrap();
     let memory = Arc::new(Memory { bytes: Mutex::new((vec![0; SIZE as usize], 0)) });
     let shared = memfd(SIZE);
+    let eventfd = rustix::event::eventfd(0, rustix::event::EventfdFlags::empty()).unwrap();
     let mapped =
         Mapping::from_borrowed_fd(std::os::fd::AsFd::as_fd(&shared), 0, SIZE as usize, Access::ReadWrite)
             .unwrap();
@@ -196,7 +197,10 @@ fn run(tape: &mut Tape, sent: &Cell<u64>, tally: &mut Tally) -> HashSet<Feature>
         let remote = body.get(16..24) == Some(&REMOTE.to_le_bytes());
         let fds: Vec<OwnedFd> = match tape.below(8) {
             0..4 if header.command == command::DMA_MAP && !remote => vec![shared.try_clone().unwrap()],
-            0 => (0..tape.below(4)).map(|_| shared.try_clone().unwrap()).collect(),
+            0 => {
+                let right = if header.command == command::DEVICE_SET_IRQS { &eventfd } else { &shared };
+                (0..tape.below(4)).map(|_| right.try_clone().unwrap()).collect()
+            }
             _ => Vec::new(),
         };
         let known = u32::from(header.command.min(17));

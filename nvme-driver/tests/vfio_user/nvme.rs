@@ -109,6 +109,21 @@ fn a_masked_interrupt_is_pending_and_can_be_seen() {
     assert_eq!(u64::from_le_bytes(count), 1);
 }
 
+/// An eventfd whose counter is full, and whose writers block, does not stop the controller.
+#[test]
+fn a_full_eventfd_stops_nobody() {
+    let served = Served::new();
+    let mut admin = Admin::up(served.connect());
+    let eventfd = rustix::event::eventfd(0, rustix::event::EventfdFlags::empty()).unwrap();
+    rustix::io::write(&eventfd, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    admin.client.ok(command::DEVICE_SET_IRQS, &words(&[20, 4 | 1 << 5, 2, 0, 1]), &[&eventfd]);
+    for index in 0..4 {
+        admin.submit_identify();
+        assert_eq!(admin.wait(index), 0);
+    }
+    admin.client.ok(command::DEVICE_SET_IRQS, &words(&[20, 1 | 1 << 5, 2, 0, 1]), &[]);
+}
+
 /// After DMA_UNMAP is answered, nothing lands any more.
 #[test]
 fn unmapped_memory_is_out_of_reach() {
