@@ -197,6 +197,17 @@ pub trait PciFunction: Send + Sync + fmt::Debug {
     /// reached through `read32` and its siblings. `offset` and `len` are multiples of 4 KiB.
     fn map_bar(&self, index: u8, offset: u64, len: u64) -> Result<Option<Arc<Mapping>>, PciError>;
 
+    /// Exports `len` bytes of BAR `index` from `offset` (multiples of 4 KiB) as a dma-buf, which the drivers of other devices can
+    /// import; the buffer is exactly that range. The kernel takes it from its importers for the time of a
+    /// [`reset`](Self::reset), and for good when the function is closed.
+    fn export_dma_buf(&self, index: u8, offset: u64, len: u64) -> Result<OwnedFd, PciError> {
+        let _ = (index, offset, len);
+        Err(PciError::Unsupported {
+            function: self.name().to_owned(),
+            what: "exporting its memory as a dma-buf (only VFIO does)",
+        })
+    }
+
     /// I/O virtual addresses the IOMMU accepts, reserved ranges taken out, in ascending order.
     fn iova_ranges(&self) -> Vec<RangeInclusive<u64>>;
 

@@ -32,6 +32,9 @@ struct Noise {
     mapped: Vec<(Arc<Mapping>, usize, u64)>,
 }
 
+/// Entries of the I/O queue: as many as a disk has commands in flight, and room.
+const ENTRIES: u64 = 64;
+
 impl Noise {
     fn new(tape: Arc<Mutex<Tape>>) -> Self {
         let kind = tape.lock().unwrap().below(6);
@@ -83,7 +86,8 @@ impl Noise {
         // Small sqhd, sqid and cid; mostly success.
         let mask = if tape.below(8) > 2 { 0x0001_003f_0001_000f } else { 0x0003_ffff_0001_ffff };
         let high = tape.any() & mask;
-        let at = queue + (head + tape.below(4)) % 256 * 16;
+        // The driver may be an eighth of the queue ahead of what its doorbell says.
+        let at = queue + (head + tape.below(ENTRIES / 8 + 4)) % ENTRIES * 16;
         for (at, word) in [(at, low), (at + 8, high)] {
             if let Some((memory, offset)) = self.find(at) {
                 memory.u64_at(offset).unwrap().store(word, Ordering::Relaxed);
@@ -175,6 +179,7 @@ fn run(tape: &Arc<Mutex<Tape>>) -> Log {
         io_timeout: Duration::from_millis(100),
         abort_timeout: Duration::from_millis(20),
         admin_timeout: Duration::from_millis(100),
+        queue_entries: ENTRIES as u16,
         ..ControllerOptions::default()
     };
     let mut log = Log::default();

@@ -19,6 +19,8 @@ check_requirements() {
     need zstd zstd || ok=1
     need dpkg-deb dpkg || ok=1
     need mkfs.ext4 e2fsprogs || ok=1
+    need fio fio || ok=1
+    need nbdkit nbdkit || ok=1
     need cargo "rustc (or rustup, see README)" || ok=1
     if [ "$ok" = 0 ] && ldd "$(command -v busybox)" >/dev/null 2>&1; then
         echo "tests/vm: busybox is linked dynamically; install the static one: sudo apt-get install -y busybox-static" >&2
@@ -159,7 +161,7 @@ read_module() { case $1 in *.xz) xz -dc "$1" ;; *) cat "$1" ;; esac; }
 # make_initramfs OUT KERNELDIR "MODULE..." BINARY|FOLDER...: a newc archive of busybox, modules, programs with their libraries, and folders.
 make_initramfs() {
     local out=$1 kernel=$2 modules=$3 tree order=0 file binary lib; shift 3
-    tree=$(mktemp -d "$VM/tree.XXXXXX")
+    tree=$(mktemp -d "$VM/tree.XXXXXX"); chmod 755 "$tree"
     mkdir -p "$tree"/{bin,dev,proc,sys,tmp,mnt,run,etc,modules}
     cp "$(command -v busybox)" "$tree/bin/busybox"
     for file in sh mount umount insmod echo cat poweroff reboot mkdir ls sleep sync cut timeout dmesg grep rm blkdiscard; do ln -s busybox "$tree/bin/$file"; done

@@ -18,8 +18,11 @@ use crate::dma::DmaArena;
 use crate::io_queue::IoQueue;
 use crate::iova::IovaAllocator;
 use crate::mem::PAGE;
-use crate::pci::PciFunction;
+use crate::pci::{PciError, PciFunction};
 use crate::queue::{QueuePair, RingMemory};
+
+/// Class code and revision in config space (PCI local bus specification, 6.2.1). VFIO reads them from the function, where it makes others up.
+const CLASS: u16 = 8;
 
 /// One controller that has been brought up. Shared by its queues; shut down when the last handle is dropped.
 #[derive(Debug)]
@@ -260,11 +263,28 @@ impl Controller {
         control.admin(&self.env)?.abort(&self.env, qid, cid)
     }
 
-    /// Whether the controller still runs: an error if it is gone ([`PciError::Removed`](crate::pci::PciError::Removed)), has failed (CSTS.CFS) or was given up.
+    /// Whether the controller still runs: an error if it is gone ([`PciError::Removed`]), has failed (CSTS.CFS) or was given up.
     pub fn check(&self) -> Result<(), ControllerError> {
-        self.lock().alive(self.name())?;
+        let control = self.lock();
+        control.alive(self.name())?;
+        self.present(&control)?;
+        drop(control);
         if self.env.registers.csts()?.cfs() {
             return Err(ControllerError::Fatal { name: self.name().to_owned(), state: State::Ready });
+        }
+        Ok(())
+    }
+
+    /// An error if an access to its mapped memory found nobody there ([`Mapping::is_lost`](crate::mem::Mapping::is_lost)), or config space
+    /// reads as ones: what registers read as where no device answers is up to the platform (ones; in QEMU zeros).
+    fn present(&self, control: &Control) -> Result<(), ControllerError> {
+        let cmb = self.cmb.cmb();
+        let queues = cmb.and_then(|cmb| cmb.queues.as_ref()).map(|(memory, _)| memory);
+        let mut mapped = control.kept.doorbells.iter().chain(cmb.map(|cmb| &cmb.data.memory)).chain(queues);
+        let gone =
+            mapped.any(|memory| memory.is_lost()) || self.function().config_read(CLASS, 4)? == u32::MAX;
+        if gone {
+            return Err(PciError::Removed(self.name().to_owned()).into());
         }
         Ok(())
     }
@@ -280,7 +300,9 @@ impl Controller {
         }
         tracing::warn!("{}: resetting the controller", self.name());
         control.reset_hooks.retain(|hook| hook.upgrade().inspect(|hook| hook()).is_some());
-        let result = bring_up(&self.env, &mut control.kept).and_then(|now| self.same(&now));
+        let present = self.present(&control);
+        let result =
+            present.and_then(|()| bring_up(&self.env, &mut control.kept)).and_then(|now| self.same(&now));
         if let Err(e) = &result {
             control.dead = Some(e.to_string());
             quiesce(&self.env);

@@ -12,6 +12,7 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 
 use super::copy;
+use super::removal::Watch;
 
 /// What a mapping may be used for by this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +73,8 @@ pub struct Mapping {
     fd: Option<OwnedFd>,
     fd_offset: u64,
     kind: Kind,
+    /// Of a device's memory that may go away. Withdrawn before the range is unmapped.
+    watch: Option<Watch>,
 }
 
 // SAFETY: the pointer is to memory that lives as long as the value and is not tied to a thread; all access is by racing copies or atomics.
@@ -86,7 +89,7 @@ impl Mapping {
         let got = unsafe {
             mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
         };
-        Self::adopt(got, len, Access::ReadWrite, Kind::Private, None, 0)
+        Ok(Arc::new(Self::adopt(got, len, Access::ReadWrite, Kind::Private, None, 0)?))
     }
 
     /// Creates an anonymous file of `len` bytes for good (mode 0600, close-on-exec, sealed against shrinking and growing, open to
@@ -114,21 +117,34 @@ impl Mapping {
         rustix::fs::ftruncate(&fd, len as u64).map_err(fail)?;
         // Whoever is given the descriptor could otherwise cut the file, and our next access would be a SIGBUS.
         fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW).map_err(fail)?;
-        if device { Self::of_device(fd, 0, len) } else { Self::from_fd(fd, 0, len, Access::ReadWrite) }
+        let kind = if device { Kind::Device } else { Kind::Shared };
+        let got = Self::map_shared(fd.as_fd(), 0, len, Access::ReadWrite);
+        Ok(Arc::new(Self::adopt(got, len, Access::ReadWrite, kind, Some(fd), 0)?))
     }
 
-    /// Maps `len` bytes of `fd` from `offset`, shared: memory of a device behind one of its BARs, or the memory that an emulated
-    /// device has for it. Otherwise as [`from_fd`](Self::from_fd).
+    /// Maps `len` bytes of `fd` from `offset`, shared, readable and writable: memory of a device behind one of its BARs. If the device
+    /// goes away, loads give all ones and stores go nowhere, where the kernel would end the process by SIGBUS;
+    /// [`is_lost`](Self::is_lost) says so from then on. The first such mapping installs a handler for SIGBUS, which passes everything
+    /// else on to the one that was there before.
     pub fn of_device(fd: OwnedFd, offset: u64, len: usize) -> Result<Arc<Self>, MapError> {
         let got = Self::map_shared(fd.as_fd(), offset, len, Access::ReadWrite);
-        Self::adopt(got, len, Access::ReadWrite, Kind::Device, Some(fd), offset)
+        let mut mapping = Self::adopt(got, len, Access::ReadWrite, Kind::Device, Some(fd), offset)?;
+        let watch = Watch::new(mapping.ptr.as_ptr().expose_provenance(), len);
+        mapping.watch =
+            Some(watch.map_err(|source| MapError { what: "device memory".to_owned(), len, source })?);
+        Ok(Arc::new(mapping))
+    }
+
+    /// Whether an access found that the device behind the memory is gone.
+    pub fn is_lost(&self) -> bool {
+        self.watch.as_ref().is_some_and(Watch::is_lost)
     }
 
     /// Maps `len` bytes of `fd` from `offset`, shared. The caller vouches that the file is at least that long and
     /// cannot shrink (sealed, or a device): a page beyond its end would fault.
     pub fn from_fd(fd: OwnedFd, offset: u64, len: usize, access: Access) -> Result<Arc<Self>, MapError> {
         let got = Self::map_shared(fd.as_fd(), offset, len, access);
-        Self::adopt(got, len, access, Kind::Shared, Some(fd), offset)
+        Ok(Arc::new(Self::adopt(got, len, access, Kind::Shared, Some(fd), offset)?))
     }
 
     /// The same without keeping the descriptor: for whoever maps thousands of ranges that others own, and hands none of them on.
@@ -139,7 +155,7 @@ impl Mapping {
         access: Access,
     ) -> Result<Arc<Self>, MapError> {
         let got = Self::map_shared(fd, offset, len, access);
-        Self::adopt(got, len, access, Kind::Shared, None, offset)
+        Ok(Arc::new(Self::adopt(got, len, access, Kind::Shared, None, offset)?))
     }
 
     fn map_shared(
@@ -163,7 +179,7 @@ impl Mapping {
         kind: Kind,
         fd: Option<OwnedFd>,
         fd_offset: u64,
-    ) -> Result<Arc<Self>, MapError> {
+    ) -> Result<Self, MapError> {
         let what = if kind == Kind::Private { "anonymous memory" } else { "a file descriptor" };
         let fail = |source: io::Error| MapError { what: what.to_owned(), len, source };
         let ptr = got.map_err(|e| fail(e.into()))?;
@@ -175,7 +191,7 @@ impl Mapping {
         if let Err(e) = unsafe { madvise(ptr.as_ptr().cast(), len, Advice::LinuxDontFork) } {
             tracing::debug!("MADV_DONTFORK on {what}: {e}");
         }
-        Ok(Arc::new(Self { ptr, len, access, fd, fd_offset, kind }))
+        Ok(Self { ptr, len, access, fd, fd_offset, kind, watch: None })
     }
 
     /// Locks the pages into memory, so that they neither move nor get swapped out. Bounded by RLIMIT_MEMLOCK.
@@ -313,6 +329,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        self.watch = None;
         // SAFETY: we mapped exactly this range and nobody can hold a pointer they vouched for beyond our life.
         if let Err(e) = unsafe { munmap(self.ptr.as_ptr().cast(), self.len) } {
             tracing::error!("munmap of {} bytes: {e}", self.len);

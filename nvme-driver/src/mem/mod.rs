@@ -2,8 +2,10 @@
 //!
 //! * [`Mapping`]: one `mmap`ed range, read and written only through copies and atomic words
 //! * [`copy`]: the racing copies themselves
+//! * `removal`: memory of a device that went away
 pub mod copy;
 mod mapping;
+mod removal;
 
 pub use mapping::{Access, MapError, Mapping, OutOfRange};
 

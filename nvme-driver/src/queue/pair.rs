@@ -141,6 +141,10 @@ pub struct QueuePair {
     sq: SubmissionRing,
     /// The submission queue tail that the device knows.
     rung: u16,
+    /// The completion queue head that the device knows, and by how many entries ours may be ahead of it: less than the queue holds,
+    /// so that the device always has room to go on.
+    acknowledged: u16,
+    slack: u16,
     qid: u16,
     mask: u16,
     max_transfer: usize,
@@ -163,6 +167,8 @@ impl QueuePair {
             cq: parts.cq,
             sq: parts.sq,
             rung: 0,
+            acknowledged: 0,
+            slack: (entries / 8).max(1),
             qid: parts.qid,
             mask: entries - 1,
             max_transfer: parts.max_transfer,
@@ -183,7 +189,7 @@ impl QueuePair {
     pub(crate) fn restart(&mut self, mut abandoned: impl FnMut(u64)) -> Result<(), OutOfRange> {
         self.cq.restart()?;
         self.sq.restart()?;
-        self.rung = 0;
+        (self.rung, self.acknowledged) = (0, 0);
         for slot in &mut self.slots {
             if slot.live & FREE == 0 {
                 abandoned(slot.token);
@@ -313,8 +319,18 @@ impl QueuePair {
                 _ => break,
             }
         }
-        self.cq_doorbell.ring(self.cq.head());
+        let head = self.cq.head();
+        if head.wrapping_sub(self.acknowledged) & self.mask >= self.slack {
+            self.acknowledge(head);
+        }
         Ok(count)
+    }
+
+    /// Gives entries of the completion queue back to the device.
+    #[inline]
+    fn acknowledge(&mut self, head: u16) {
+        self.acknowledged = head;
+        self.cq_doorbell.ring(head);
     }
 
     #[cold]
@@ -329,7 +345,7 @@ impl QueuePair {
     #[cold]
     #[inline(never)]
     fn reject(&mut self, entry: Completion) -> QueueError {
-        self.cq_doorbell.ring(self.cq.head());
+        self.acknowledge(self.cq.head());
         self.complain(entry)
     }
 

@@ -24,11 +24,16 @@ struct Device {
     pair: QueuePair,
     doorbells: Arc<Mapping>,
     emulated: Arc<EmulatedController>,
+    entries: u16,
     cq_tail: u16,
     phase: bool,
 }
 
 fn device(max_transfer: usize) -> Device {
+    device_of(ENTRIES, max_transfer)
+}
+
+fn device_of(entries: u16, max_transfer: usize) -> Device {
     // Only its IOMMU is used.
     let emulated = EmulatedController::new(&Config::default()).unwrap();
     let function = emulated.function();
@@ -36,12 +41,12 @@ fn device(max_transfer: usize) -> Device {
     let doorbells = Mapping::anonymous(PAGE).unwrap();
     let memory = |bytes| RingMemory::host(arena.alloc(bytes).unwrap());
     let pages = list_pages(max_transfer);
-    let slots = usize::from(ENTRIES);
+    let slots = usize::from(entries);
     let pair = QueuePair::new(Parts {
         qid: QID,
-        entries: ENTRIES,
-        sq: SubmissionRing::new(memory(slots * 64), ENTRIES).unwrap(),
-        cq: CompletionRing::new(memory(slots * 16), ENTRIES).unwrap(),
+        entries,
+        sq: SubmissionRing::new(memory(slots * 64), entries).unwrap(),
+        cq: CompletionRing::new(memory(slots * 16), entries).unwrap(),
         sq_doorbell: Doorbell::mapped(&doorbells, 0).unwrap(),
         cq_doorbell: Doorbell::mapped(&doorbells, 4).unwrap(),
         lists: PrpLists::new(memory(PrpLists::bytes(slots, pages).unwrap()), slots, pages).unwrap(),
@@ -49,7 +54,7 @@ fn device(max_transfer: usize) -> Device {
         step: None,
     })
     .unwrap();
-    Device { pair, doorbells, emulated, cq_tail: 0, phase: true }
+    Device { pair, doorbells, emulated, entries, cq_tail: 0, phase: true }
 }
 
 impl Device {
@@ -61,7 +66,7 @@ impl Device {
         entry.status_phase = (entry.status_phase & !1) | u16::from(self.phase);
         let at = self.pair.layout().cq_address + u64::from(self.cq_tail) * 16;
         self.emulated.domain().write(at, bytemuck::bytes_of(&entry)).unwrap();
-        self.cq_tail = (self.cq_tail + 1) % ENTRIES;
+        self.cq_tail = (self.cq_tail + 1) % self.entries;
         self.phase ^= self.cq_tail == 0;
     }
 
@@ -111,6 +116,31 @@ fn an_entry_of_the_last_round_is_not_a_completion() {
         d.complete(cid, Status::SUCCESS);
         assert_eq!(d.reap().1.len(), 1);
         assert_eq!(u64::from(d.doorbell(4)), (round + 1) % 8);
+    }
+}
+
+#[test]
+fn the_device_has_room_for_completions_without_a_doorbell_for_each() {
+    const ENTRIES: u16 = 64;
+    for depth in [1, 7, 8, 32, 63] {
+        let mut d = device_of(ENTRIES, PAGE);
+        let mut owed: std::collections::VecDeque<u16> = (0..depth).map(|token| d.submit(token)).collect();
+        let (mut done, mut rung, mut last) = (0u64, 0, 0);
+        while done < 2000 {
+            // A device does not post what its completion queue has no room for.
+            while u32::from((d.cq_tail + 1) % ENTRIES) != d.doorbell(4)
+                && let Some(cid) = owed.pop_front()
+            {
+                d.complete(cid, Status::SUCCESS);
+            }
+            let (result, got) = d.reap();
+            assert!(result.unwrap() > 0, "depth {depth}: the device waits for room, and we for the device");
+            done += got.len() as u64;
+            owed.extend(got.iter().map(|g| d.submit(g.token)).collect::<Vec<_>>());
+            rung += u64::from(d.doorbell(4) != last);
+            last = d.doorbell(4);
+        }
+        assert!(rung * 8 <= done, "depth {depth}: {rung} doorbells for {done} completions");
     }
 }
 

@@ -10,7 +10,6 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use vfio_bindings::bindings::vfio::{
@@ -21,7 +20,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::error::VfioError;
 use super::sysfs::Sysfs;
-use super::{ioctl, iova};
+use super::{ioctl, iova, refusal};
 use crate::mem::{Mapping, PAGE};
 use crate::pci::{Bar, DmaAccess, PciAddress, PciError, PciFunction};
 
@@ -76,7 +75,7 @@ impl VfioFunction {
             return Err(VfioError::NotBound { address, driver });
         }
         let group = sysfs.group(address).ok_or(VfioError::NoIommu(address))?;
-        let explain = |e| explain(&sysfs, address, group, e);
+        let explain = |e| refusal::of_opening(&sysfs, address, group, e);
         let container = Arc::new(VfioContainer::new(None).map_err(explain)?);
         let device = VfioDevice::new(&sysfs.function(address), container.clone(), false).map_err(explain)?;
         let regions = (0..=VFIO_PCI_CONFIG_REGION_INDEX).map(|i| region(&device, i)).collect();
@@ -146,62 +145,6 @@ impl VfioFunction {
             Ok(_) => Err(self.io("write registers", io::ErrorKind::WriteZero.into())),
             Err(e) => Err(self.io("write registers", e.into())),
         }
-    }
-
-    fn map_error(&self, iova: u64, len: usize, e: &io::Error) -> PciError {
-        let reason = match e.raw_os_error() {
-            Some(libc::ENOMEM) => {
-                let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock).current;
-                let limit = limit.map_or("unlimited".to_owned(), |bytes| format!("{} KiB", bytes / 1024));
-                format!(
-                    "the memory would have to be locked, and this user's limit (RLIMIT_MEMLOCK) is {limit}: raise it with `ulimit -l`, \
-                     in /etc/security/limits.conf, or with LimitMEMLOCK= in a systemd unit"
-                )
-            }
-            Some(libc::EEXIST) => "part of the range is mapped already".to_owned(),
-            Some(libc::ENOSPC) => {
-                "the container is full (65535 mappings, see vfio_iommu_type1's dma_entry_limit): use fewer, bigger ones".to_owned()
-            }
-            Some(libc::EINVAL) => {
-                format!("the IOMMU does not accept these addresses; it accepts {}", ranges_text(&self.iova))
-            }
-            Some(libc::EFAULT) => {
-                "the memory cannot be pinned (a BAR of a function that is being reset, or memory the kernel does not let devices reach)"
-                    .to_owned()
-            }
-            _ => e.to_string(),
-        };
-        PciError::DmaMap { function: self.name.clone(), iova, len: len as u64, reason }
-    }
-}
-
-fn ranges_text(ranges: &[RangeInclusive<u64>]) -> String {
-    ranges.iter().map(|r| format!("{:#x} to {:#x}", r.start(), r.end())).collect::<Vec<_>>().join(", ")
-}
-
-/// What VFIO's refusal means here, and what to do about it.
-fn explain(sysfs: &Sysfs, address: PciAddress, group: u32, e: CrateError) -> VfioError {
-    let denied = |e: &io::Error| e.kind() == io::ErrorKind::PermissionDenied;
-    let node = |name: String| -> PathBuf { sysfs.dev.join("vfio").join(name) };
-    match e {
-        CrateError::OpenContainer(e) if e.kind() == io::ErrorKind::NotFound => {
-            VfioError::NoVfio(node("vfio".into()))
-        }
-        CrateError::OpenContainer(e) if denied(&e) => VfioError::Permission(node("vfio".into())),
-        CrateError::OpenGroup(e, _) if e.kind() == io::ErrorKind::NotFound => {
-            VfioError::NoVfio(node(group.to_string()))
-        }
-        CrateError::OpenGroup(e, _) if denied(&e) => VfioError::Permission(node(group.to_string())),
-        CrateError::OpenGroup(e, _) if e.raw_os_error() == Some(libc::EBUSY) => {
-            VfioError::Busy { address, group }
-        }
-        CrateError::GroupViable => {
-            VfioError::NotViable { address, group, others: sysfs.group_blockers(group) }
-        }
-        CrateError::ContainerSetIOMMU(e) if e.errno() == libc::EPERM => {
-            VfioError::NoInterruptRemapping(address)
-        }
-        source => VfioError::Vfio { address, source },
     }
 }
 
@@ -306,8 +249,23 @@ impl PciFunction for VfioFunction {
             return Ok(None);
         }
         let fd = self.device_fd().try_clone_to_owned().map_err(|e| self.io("share the descriptor", e))?;
-        let mapping = Mapping::of_device(fd, at, size).map_err(|e| self.io("map a BAR", e.source))?;
-        Ok(Some(mapping))
+        Ok(Some(Mapping::of_device(fd, at, size).map_err(|e| self.io("map a BAR", e.source))?))
+    }
+
+    fn export_dma_buf(&self, index: u8, offset: u64, len: u64) -> Result<OwnedFd, PciError> {
+        let region = self.region(index.min(6).into(), "a BAR")?;
+        let page = PAGE as u64;
+        let inside = offset.checked_add(len).is_some_and(|end| end <= region.size);
+        if index > 5 || len == 0 || !inside || !offset.is_multiple_of(page) || !len.is_multiple_of(page) {
+            return Err(self.outside("a BAR", offset));
+        }
+        ioctl::export_dma_buf(&*self.device, index.into(), offset, len).map_err(|e| match e.raw_os_error() {
+            Some(libc::ENOTTY | libc::EOPNOTSUPP) => PciError::Unsupported {
+                function: self.name.clone(),
+                what: "exporting its memory as a dma-buf (vfio-pci offers that from Linux 6.19 on, with CONFIG_VFIO_PCI_DMABUF)",
+            },
+            _ => self.io("export memory as a dma-buf", e),
+        })
     }
 
     fn iova_ranges(&self) -> Vec<RangeInclusive<u64>> {
@@ -324,8 +282,14 @@ impl PciFunction for VfioFunction {
     ) -> Result<(), PciError> {
         crate::pci::check_dma_range(memory, offset, len, iova)?;
         let mut dma = self.dma.lock().unwrap_or_else(PoisonError::into_inner);
-        ioctl::map_dma(&*self.container, memory, offset, len, iova, access)
-            .map_err(|e| self.map_error(iova, len, &e))?;
+        ioctl::map_dma(&*self.container, memory, offset, len, iova, access).map_err(|e| {
+            PciError::DmaMap {
+                function: self.name.clone(),
+                iova,
+                len: len as u64,
+                reason: refusal::of_mapping(&e, &self.iova),
+            }
+        })?;
         dma.insert(iova, Mapped { len: len as u64, _memory: Arc::clone(memory) });
         Ok(())
     }

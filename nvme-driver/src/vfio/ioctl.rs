@@ -1,11 +1,13 @@
-//! The VFIO calls that `vfio-ioctls` does not offer: mapping with chosen access, container information, a reset that reports.
+//! The VFIO calls that `vfio-ioctls` does not offer: mapping with chosen access, container information, a reset that reports,
+//! export as a dma-buf.
 #![expect(unsafe_code, reason = "ioctls on VFIO file descriptors")]
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use vfio_bindings::bindings::vfio::{
-    VFIO_BASE, VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, VFIO_TYPE, vfio_iommu_type1_dma_map,
+    VFIO_BASE, VFIO_DEVICE_FEATURE_DMA_BUF, VFIO_DEVICE_FEATURE_GET, VFIO_DMA_MAP_FLAG_READ,
+    VFIO_DMA_MAP_FLAG_WRITE, VFIO_TYPE, vfio_iommu_type1_dma_map, vfio_region_dma_range,
 };
 
 use crate::mem::Mapping;
@@ -18,6 +20,7 @@ const fn request(nr: u32) -> libc::c_ulong {
 const DEVICE_RESET: libc::c_ulong = request(11);
 const IOMMU_GET_INFO: libc::c_ulong = request(12);
 const IOMMU_MAP_DMA: libc::c_ulong = request(13);
+const DEVICE_FEATURE: libc::c_ulong = request(17);
 
 /// More than the container's information can reasonably need; a bigger answer is refused.
 const MAX_INFO: usize = 64 * 1024;
@@ -81,4 +84,39 @@ pub(super) fn iommu_info(container: &impl AsRawFd) -> io::Result<Vec<u8>> {
 pub(super) fn reset(device: &impl AsRawFd) -> io::Result<()> {
     // SAFETY: the descriptor is a VFIO device's; the request takes no argument.
     check(unsafe { libc::ioctl(device.as_raw_fd(), DEVICE_RESET) })
+}
+
+/// `vfio_device_feature` with `vfio_device_feature_dma_buf` and one range, as they follow each other (linux/vfio.h).
+#[repr(C)]
+struct ExportDmaBuf {
+    argsz: u32,
+    feature: u32,
+    region_index: u32,
+    open_flags: u32,
+    flags: u32,
+    nr_ranges: u32,
+    range: vfio_region_dma_range,
+}
+
+/// A dma-buf of `length` bytes of a region from `offset`.
+pub(super) fn export_dma_buf(
+    device: &impl AsRawFd,
+    region_index: u32,
+    offset: u64,
+    length: u64,
+) -> io::Result<OwnedFd> {
+    let export = ExportDmaBuf {
+        argsz: size_of::<ExportDmaBuf>() as u32,
+        feature: VFIO_DEVICE_FEATURE_GET | VFIO_DEVICE_FEATURE_DMA_BUF,
+        region_index,
+        open_flags: (libc::O_RDWR | libc::O_CLOEXEC) as u32,
+        flags: 0,
+        nr_ranges: 1,
+        range: vfio_region_dma_range { offset, length },
+    };
+    // SAFETY: the descriptor is a VFIO device's, and the kernel reads `argsz` bytes, which is the structure's size.
+    let fd = unsafe { libc::ioctl(device.as_raw_fd(), DEVICE_FEATURE, &raw const export) };
+    check(fd)?;
+    // SAFETY: a new descriptor, which nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -4,6 +4,7 @@
 //! * [`device_memory`]: CPU access to memory behind a real BAR
 //! * [`list`], [`bind`], [`unbind`]: the machine's NVMe functions in sysfs, and which driver they belong to
 //! * `iova`: which I/O virtual addresses are free of reservations and of other devices' windows
+//! * `refusal`: what the kernel's errors mean, and what to do about them
 //! * `ioctl`: the few VFIO calls that `vfio-ioctls` does not offer
 //!
 //! # How far `vfio-ioctls` carries
@@ -18,6 +19,7 @@ mod error;
 mod function;
 mod ioctl;
 mod iova;
+mod refusal;
 mod sysfs;
 
 pub use error::VfioError;

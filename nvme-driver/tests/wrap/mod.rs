@@ -18,6 +18,14 @@ pub(crate) trait Hands: Send + Sync {
     fn map(&self, _memory: &Arc<Mapping>, _len: usize, _iova: u64) -> Result<(), String> {
         Ok(())
     }
+    /// Exports part of a BAR, if it is to be possible.
+    fn export(&self, _bar: u8, _offset: u64, _len: u64) -> Option<OwnedFd> {
+        None
+    }
+    /// Maps part of a BAR in the function's place.
+    fn map_bar(&self, _bar: u8) -> Option<Arc<Mapping>> {
+        None
+    }
     /// After each step.
     fn stepped(&self, _inner: &dyn PciFunction) {}
     fn iova_ranges(&self, inner: Vec<RangeInclusive<u64>>) -> Vec<RangeInclusive<u64>> {
@@ -64,7 +72,10 @@ impl<H: Hands> PciFunction for Wrapped<H> {
         self.inner.write64(bar, offset, value)
     }
     fn map_bar(&self, index: u8, offset: u64, len: u64) -> Result<Option<Arc<Mapping>>, PciError> {
-        self.inner.map_bar(index, offset, len)
+        self.hands.map_bar(index).map_or_else(|| self.inner.map_bar(index, offset, len), |m| Ok(Some(m)))
+    }
+    fn export_dma_buf(&self, bar: u8, offset: u64, len: u64) -> Result<OwnedFd, PciError> {
+        self.hands.export(bar, offset, len).map_or_else(|| self.inner.export_dma_buf(bar, offset, len), Ok)
     }
     fn iova_ranges(&self) -> Vec<RangeInclusive<u64>> {
         self.hands.iova_ranges(self.inner.iova_ranges())

@@ -73,8 +73,14 @@ impl Connection {
             Mapping::from_fd(next("client region")?, 0, map_len(hello.slots_len)?, Access::ReadWrite)?;
         let ring = Mapping::from_fd(next("ring")?, 0, map_len(hello.ring_len)?, Access::ReadWrite)?;
         let cmb = if hello.cmb_reason == CMB_GIVEN {
-            let len = map_len(hello.cmb_len)?;
-            Some(Mapping::from_fd(next("CMB")?, hello.cmb_offset, len, Access::ReadWrite)?)
+            let (fd, len) = (next("CMB")?, map_len(hello.cmb_len)?);
+            // A canary is for memory on a device, which may go away: reads give ones then, and the canary says so.
+            let canary = control.u64_at(layout::header::CANARY)?.load(Ordering::Relaxed);
+            Some(if canary == u64::MAX {
+                Mapping::from_fd(fd, hello.cmb_offset, len, Access::ReadWrite)?
+            } else {
+                Mapping::of_device(fd, hello.cmb_offset, len)?
+            })
         } else {
             None
         };

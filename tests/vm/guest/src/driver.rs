@@ -39,7 +39,7 @@ pub(crate) fn controller(index: usize, options: ControllerOptions) -> Outcome<Ar
     Ok(Controller::new(open(index)?, options, Arc::new(SystemClock::new()))?)
 }
 
-fn cmb_of(controller: &Controller) -> Outcome<Arc<Cmb>> {
+pub(crate) fn cmb_of(controller: &Controller) -> Outcome<Arc<Cmb>> {
     let cmb = controller.cmb();
     Ok(Arc::clone(cmb.cmb().ok_or_else(|| format!("no CMB: {cmb:?}"))?))
 }
@@ -196,25 +196,53 @@ fn cmb_data() -> Outcome {
         io.write(lba, in_cmb)?;
         expect(io.get(lba, len)? == bytes, format!("{len} bytes written from the CMB differ"))?;
     }
-    Ok(())
+    // 32 at once, each way; where each lands is another order than where it comes from.
+    let bytes = pattern(250, 32 * 4096);
+    io.put(0, &bytes)?;
+    let piece = |i: u64| Data { address: cmb.data.bus_address + i * 4096, len: 4096 };
+    for i in 0..32 {
+        io.queue.read(1, (i * 13 % 32) * 8, 8, piece(i * 13 % 32), i)?;
+    }
+    io.finish()?;
+    expect(cmb_read(&cmb, 0, bytes.len())? == bytes, "32 reads into the CMB at once differ")?;
+    for i in 0..32 {
+        io.queue.write(1, 8192 + (i * 7 % 32) * 8, 8, piece(i * 7 % 32), i)?;
+    }
+    io.finish()?;
+    io.queue.flush(1, 0)?;
+    io.finish()?;
+    expect(io.get(8192, bytes.len())? == bytes, "32 writes from the CMB at once differ")
 }
 
-/// Submission queue and PRP lists in the CMB.
+/// The submission queue in the CMB, alone and with its PRP lists.
 fn queues_in_cmb() -> Outcome {
-    let controller =
-        controller(0, ControllerOptions { cmb_queue_bytes: 1 << 20, ..ControllerOptions::default() })?;
+    queue_in_cmb(false)?;
+    queue_in_cmb(true)
+}
+
+fn queue_in_cmb(cmb_prp_lists: bool) -> Outcome {
+    let options = ControllerOptions { cmb_queue_bytes: 2 << 20, cmb_prp_lists, ..Default::default() };
+    let controller = controller(0, options)?;
     let cmb = cmb_of(&controller)?;
     let (memory, address) = cmb.queues.as_ref().ok_or("no part of the CMB was set aside")?;
     println!("{} bytes for queues at {address:#x}", memory.len());
+    // 256 entries of 64 bytes, then the lists: first that of the first slot. A transfer of 512 KiB has one of 127 entries.
+    const LISTS: usize = 256 * 64;
+    device_memory::write(memory, LISTS, &[0; 4096])?;
     let mut io = Io::new(&controller, 512 << 10)?;
     for len in [4096, 65536, 512 << 10] {
         let bytes = pattern(len as u64, len);
         io.put(0, &bytes)?;
         expect(io.get(0, len)? == bytes, format!("{len} bytes differ"))?;
     }
-    let mut queue = vec![0; 4096];
-    device_memory::read(memory, 0, &mut queue)?;
-    expect(queue.iter().any(|b| *b != 0), "the queue in the CMB was never written")
+    let mut part = vec![0; LISTS];
+    device_memory::read(memory, 0, &mut part)?;
+    expect(part.iter().any(|b| *b != 0), "the queue in the CMB was never written")?;
+    let mut list = [0; 4096];
+    device_memory::read(memory, LISTS, &mut list)?;
+    let seen = list.chunks(8).filter(|entry| entry.iter().any(|b| *b != 0)).count();
+    println!("PRP lists in the CMB: {cmb_prp_lists}; {seen} entries there");
+    expect(seen == if cmb_prp_lists { 127 } else { 0 }, "PRP lists are not where they should be")
 }
 
 /// Two drives; the first one's CMB is mapped for the second.
@@ -407,6 +435,7 @@ fn disk_by_url() -> Outcome {
     let mut disk = device.disk()?;
     let geometry = disk.geometry().clone();
     println!("{geometry:?}; DMA memory: {:?}", device.dma_fallback());
+    expect(device.dma_fallback().is_none(), "DMA memory is not on huge pages")?;
     expect(geometry.bytes() == 64 << 20 && geometry.block_size as usize == BLOCK, "geometry")?;
     let bytes = pattern(21, 3 << 20);
     disk.write(1000, &bytes)?;

@@ -121,6 +121,18 @@ fn iova_ranges() -> Outcome {
     for (i, bar) in (0..6).filter_map(|i| Some((i, f.bar(i).ok()?.bus_address?))) {
         expect(!contains(bar), format!("BAR{i} at {bar:#x} is offered"))?;
     }
+    // The windows of the root port that drive 1 is behind, as the kernel lists them.
+    let windows = std::fs::read_to_string("/proc/iomem")?;
+    let windows: Vec<_> = windows.lines().filter(|line| line.contains("PCI Bus 0000:01")).collect();
+    println!("{windows:#?}");
+    expect(!windows.is_empty(), "the root port has no window")?;
+    for line in windows {
+        let (range, _) = line.split_once(':').ok_or("no range")?;
+        for end in range.split('-') {
+            let end = u64::from_str_radix(end.trim(), 16)?;
+            expect(end != 0 && !contains(end), format!("{end:#x} in a bridge window is offered"))?;
+        }
+    }
     Ok(())
 }
 

@@ -17,8 +17,20 @@ pub(crate) const CASES: &[(&str, Case)] = &[
     ("depth-32", depth_32),
     ("zeroes-and-discard", zeroes_and_discard),
     ("nvme-cli", nvme_cli),
+    ("fio-verify", fio_verify),
     ("reset-under-load", reset_under_load),
     ("mkfs-ext4", mkfs_ext4),
+    ("log-is-clean", log_is_clean),
+];
+
+/// With kernel 7.3, which takes the CMB for its submission queues.
+pub(crate) const NEWER_CASES: &[(&str, Case)] = &[
+    ("identify", identify),
+    ("cmb-is-used", cmb_is_used),
+    ("write-and-verify", write_and_verify),
+    ("depth-32", depth_32),
+    ("fio-verify", fio_verify),
+    ("reset-under-load", reset_under_load),
     ("log-is-clean", log_is_clean),
 ];
 
@@ -163,6 +175,45 @@ fn nvme_cli() -> Outcome {
         }
     }
     expect(!failed, "nvme-cli found something to complain about")
+}
+
+/// fio's own verification: 32 requests in flight, of one block each and of mixed sizes, each with a CRC of its own.
+fn fio_verify() -> Outcome {
+    let common = [
+        "--thread",
+        "--ioengine=io_uring",
+        "--direct=1",
+        "--iodepth=32",
+        "--verify=crc32c",
+        "--verify_fatal=1",
+        "--filename=/dev/nvme0n1",
+        "--output-format=terse",
+    ];
+    let jobs: [&[&str]; 2] = [
+        &["--name=blocks", "--rw=randwrite", "--bs=4k", "--offset=64m", "--size=8m"],
+        &["--name=mixed", "--rw=randwrite", "--bsrange=512-128k", "--offset=96m", "--size=16m"],
+    ];
+    for job in jobs {
+        let out = Command::new("/bin/fio").args(common).args(job).output()?;
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        println!("{}{text}", String::from_utf8_lossy(&out.stderr));
+        // Terse, version 3: the fifth field is the error, the sixth how many KiB were read, here to verify them.
+        let fields: Vec<&str> = text.lines().find(|l| l.starts_with("3;")).unwrap_or("").split(';').collect();
+        let read = fields.get(5).and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0);
+        expect(out.status.success() && fields.get(4) == Some(&"0"), format!("fio {}", out.status))?;
+        expect(read >= 4096, format!("fio read {read} KiB only"))?;
+    }
+    Ok(())
+}
+
+/// The kernel put its submission queues into the CMB, and offers the rest to others.
+fn cmb_is_used() -> Outcome {
+    let cmb = attribute("cmb")?;
+    let (size, free) = (attribute("device/p2pmem/size")?, attribute("device/p2pmem/available")?);
+    println!("{cmb}\np2pmem: {free} of {size} bytes free");
+    let (size, free) = (size.parse::<u64>()?, free.parse::<u64>()?);
+    expect(size == 64 << 20, "the kernel sees another size")?;
+    expect(free < size, "no queue is in the CMB")
 }
 
 /// `reset_controller` while writers are at work: the kernel retries, and no write is lost.
