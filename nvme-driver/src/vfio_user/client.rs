@@ -20,7 +20,7 @@ use super::protocol::{Fields, Put, command};
 use crate::mem::{Mapping, PAGE};
 use crate::pci::{Bar, DmaAccess, PciError, PciFunction};
 
-const CONFIG: u32 = 7;
+pub(super) const CONFIG: u32 = 7;
 const PCI_COMMAND: u16 = 4;
 const BUS_MASTER: u32 = 1 << 2;
 const MSIX: u32 = 2;
@@ -36,8 +36,9 @@ const CAP_SPARSE_MMAP: u16 = 1;
 const INFO: usize = 32;
 /// The longest description of a region that is asked for.
 const MAX_INFO: u32 = 64 * 1024;
-/// A served function has no IOMMU that would name its ranges. 47 bits fit every target; page 0 and x86's interrupt window stay free.
-const IOVA: [RangeInclusive<u64>; 2] = [0x1_0000..=0xfedf_ffff, 0xfef0_0000..=(1 << 47) - 1];
+/// A served function has no IOMMU that would name its ranges. 47 bits fit every target; page 0, x86's interrupt window and the
+/// addresses of BARs (`bars`) stay free.
+const IOVA: [RangeInclusive<u64>; 2] = [0x1_0000..=0xdfff_ffff, 0x1_0000_0000..=(1 << 47) - 1];
 
 #[derive(Debug, Default)]
 struct Region {
@@ -100,17 +101,24 @@ impl VfioUserFunction {
         let regions = (0..=CONFIG)
             .map(|index| region(&mut connection, index, trusted).map_err(fail("describe a region")))
             .collect::<Result<_, _>>()?;
-        Ok(Arc::new(Self {
+        let function = Self {
             name,
             connection: Mutex::new(connection),
             regions,
             resettable: flags & DEVICE_RESET != 0,
             dma: Mutex::new(BTreeMap::new()),
-        }))
+        };
+        function.place_bars()?;
+        Ok(Arc::new(function))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Connection> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Connection> {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Size of a BAR in bytes; 0: there is none.
+    pub(super) fn bar_size(&self, index: u8) -> u64 {
+        self.regions.get(usize::from(index)).map_or(0, |region| region.size)
     }
 
     fn outside(&self, what: &'static str, offset: u64) -> PciError {
@@ -167,7 +175,7 @@ impl VfioUserFunction {
     }
 }
 
-fn call_error(name: &str, what: &str, e: CallError) -> PciError {
+pub(super) fn call_error(name: &str, what: &str, e: CallError) -> PciError {
     match e {
         CallError::Gone(Errno::PIPE | Errno::CONNRESET) | CallError::Refused(Errno::NODEV) => {
             PciError::Removed(name.to_owned())
@@ -397,7 +405,8 @@ impl PciFunction for VfioUserFunction {
         if !self.resettable {
             return Err(PciError::Unsupported { function: self.name.clone(), what: "reset" });
         }
-        self.call(command::DEVICE_RESET, &[], "reset")
+        self.call(command::DEVICE_RESET, &[], "reset")?;
+        self.place_bars()
     }
 
     fn set_bus_master(&self, on: bool) -> Result<(), PciError> {

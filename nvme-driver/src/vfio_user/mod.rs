@@ -10,6 +10,7 @@
 //! * `protocol`, `transport`, `connection`: the message format, messages over a socket, and the client's calls
 //!
 //! The message format is the vfio-user protocol specification 0.1 (docs/interop/vfio-user.rst in QEMU's source), referred to below as "spec".
+mod bars;
 mod client;
 mod connection;
 mod interrupts;

@@ -174,7 +174,7 @@ fn memory_that_a_dead_server_may_still_write_is_not_used_again() {
 type Answer = fn(Header, &[u8]) -> Option<Vec<u8>>;
 
 /// A server that answers as it is told: `reply(header, body)` gives the bytes to send, or none to hang up.
-fn fake(
+pub(crate) fn fake(
     path: &Path,
     mut reply: impl FnMut(Header, &[u8]) -> Option<Vec<u8>> + Send + 'static,
 ) -> JoinHandle<()> {
@@ -194,7 +194,7 @@ fn fake(
     })
 }
 
-fn reply(to: Header, body: &[u8]) -> Vec<u8> {
+pub(crate) fn reply(to: Header, body: &[u8]) -> Vec<u8> {
     let header = Header { size: 16 + body.len() as u32, flags: 1, ..to };
     [&header.to_bytes()[..], body].concat()
 }
@@ -305,7 +305,8 @@ fn an_error_reply_leaves_the_connection_usable() {
     let path = dir.path().join("s");
     let mut first = true;
     let server = fake(&path, move |header, body| {
-        if header.command == command::REGION_READ && std::mem::take(&mut first) {
+        let of_bar0 = header.command == command::REGION_READ && u32_at(body, 8) == 0;
+        if of_bar0 && std::mem::take(&mut first) {
             let error = Header { size: 16, flags: 1 | 1 << 5, error: 5, ..header };
             return Some(error.to_bytes().to_vec());
         }

@@ -7,7 +7,10 @@
 //! * `by_message`: the same in memory without a descriptor, read and written by DMA_READ and DMA_WRITE
 //! * `client`: our client, on our server and on servers that misbehave; and the `vfio_user` crate's client on our server
 //! * `proxy`: what our client sends, word by word
+//! * `bars`: our client on a server that routes accesses by the addresses of BARs
 //! * `fuzz`: random messages, as many as `CMBFS_FUZZ_MESSAGES` says (see `tape`)
+#[cfg(test)]
+mod bars;
 #[cfg(test)]
 mod by_message;
 #[cfg(test)]
