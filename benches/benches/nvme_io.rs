@@ -5,8 +5,8 @@
 use std::error::Error;
 use std::hint::black_box;
 use std::sync::Arc;
-use std::time::Instant;
 
+use cmbfs_benches::reads::{BLOCK, Reads};
 use nvme_driver::clock::SystemClock;
 use nvme_driver::controller::{Controller, ControllerOptions};
 use nvme_driver::dma::DmaBuffer;
@@ -14,12 +14,9 @@ use nvme_driver::emu::{Backing, Config, EmulatedController};
 use nvme_driver::io_queue::IoQueue;
 use nvme_driver::queue::{Data, QueueError, SubmitError};
 
-const BLOCK: usize = 4096;
-
 struct Bench {
     emulated: Arc<EmulatedController>,
-    queue: IoQueue,
-    memory: DmaBuffer,
+    reads: Reads,
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -35,7 +32,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         for depth in [1, 2, 4, 8, 16, 32, 64, 128] {
             let mut rates: Vec<f64> = Vec::new();
             for _ in 0..5 {
-                rates.push(bench.rate(depth, 200_000)?);
+                rates.push(bench.reads.rate(depth, 200_000)?);
             }
             rates.sort_by(f64::total_cmp);
             println!("  depth {depth:>3}: {:>9.0} reads/s, {:>5.0} ns each", rates[2], 1e9 / rates[2]);
@@ -53,34 +50,9 @@ impl Bench {
         let controller = Controller::new(emulated.function(), ControllerOptions::default(), clock)?;
         // A queue made while a thread steps the controller does not step it.
         let thread = if manual { Some(emulated.spawn(None)?) } else { None };
-        let queue = controller.create_queue()?;
+        let reads = Reads::new(&controller)?;
         drop(thread);
-        let memory = controller.arena().alloc(128 * BLOCK)?;
-        Ok(Self { emulated, queue, memory })
-    }
-
-    fn rate(&mut self, depth: usize, count: u64) -> Result<f64, Box<dyn Error>> {
-        let start = Instant::now();
-        let (mut sent, mut done) = (0u64, 0u64);
-        let mut free: Vec<u64> = (0..depth as u64).collect();
-        while done < count {
-            while sent < count
-                && let Some(slot) = free.pop()
-            {
-                submit(&mut self.queue, &self.memory, sent, slot)?;
-                sent += 1;
-            }
-            self.queue.ring();
-            let mut failed = false;
-            done += self.queue.reap(depth, |d| {
-                failed |= !d.status.is_success();
-                free.push(d.token);
-            })? as u64;
-            if failed {
-                return Err("a read failed".into());
-            }
-        }
-        Ok(count as f64 / start.elapsed().as_secs_f64())
+        Ok(Self { emulated, reads })
     }
 }
 
@@ -128,19 +100,20 @@ fn counted_reap_empty(queue: &mut IoQueue, sum: &mut u64) -> Result<usize, Queue
 fn count() -> Result<(), Box<dyn Error>> {
     const READS: u64 = 3200;
     let mut bench = Bench::new(Backing::Ram { bytes: 256 << 20 }, true)?;
+    let Reads { queue, memory, .. } = &mut bench.reads;
     let mut sum = 0;
     for n in 0..READS {
-        counted_submit_1(&mut bench.queue, &bench.memory, n)?;
+        counted_submit_1(queue, memory, n)?;
         bench.emulated.step();
-        let reaped = counted_reap_1(&mut bench.queue, &mut sum)?;
+        let reaped = counted_reap_1(queue, &mut sum)?;
         assert_eq!(reaped, 1);
-        let reaped = counted_reap_empty(&mut bench.queue, &mut sum)?;
+        let reaped = counted_reap_empty(queue, &mut sum)?;
         assert_eq!(reaped, 0);
     }
     for n in 0..READS / 32 {
-        counted_submit_32(&mut bench.queue, &bench.memory, n * 32)?;
+        counted_submit_32(queue, memory, n * 32)?;
         while bench.emulated.step() {}
-        let reaped = counted_reap_32(&mut bench.queue, &mut sum)?;
+        let reaped = counted_reap_32(queue, &mut sum)?;
         assert_eq!(reaped, 32);
     }
     assert!(black_box(sum) > 0);

@@ -1,5 +1,9 @@
-//! Benchmarks of cmbfs: what they share. The benchmarks themselves are under `benches/`.
+//! Benchmarks of cmbfs: what they share. The benchmarks themselves are under `benches/`; `README.md` lists them.
+//!
+//! * [`reads`]: 4 KiB reads in a closed loop
+//! * [`Pattern`], [`cmb_memory`]: a drive that costs nothing but the copy
 
 mod pattern;
+pub mod reads;
 
 pub use pattern::{Pattern, cmb_memory};

@@ -10,8 +10,11 @@ use super::state::State;
 use crate::mem::{Mapping, PAGE};
 use crate::spec::regs::{DOORBELLS, cq_head_doorbell, sq_tail_doorbell};
 
-/// A doorbell of a queue that does not exist is looked for once in so many idle steps.
-const SCAN_EVERY: u32 = 16;
+/// Queue identifiers whose doorbells one idle step looks at, in case someone wrote one of a queue that does not exist.
+const SCANNED_PER_STEP: u16 = 4;
+
+/// Queue identifiers that have doorbells in the page.
+const QUEUES_IN_PAGE: u16 = (PAGE / 8) as u16;
 
 /// The value of the doorbell at `offset` of BAR0.
 #[inline]
@@ -61,13 +64,11 @@ impl State {
         self.admin.raise(event);
     }
 
-    /// Once in a while, looks for doorbells of queues that do not exist; they read 0 unless someone wrote them.
+    /// Looks for doorbells of queues that do not exist, a few in each idle step; they read 0 unless someone wrote them.
     pub(super) fn scan_unused_doorbells(&mut self) {
-        self.idle = self.idle.wrapping_add(1);
-        if !self.idle.is_multiple_of(SCAN_EVERY) {
-            return;
-        }
-        for qid in 0..(PAGE / 8) as u16 {
+        let first = self.next_scanned;
+        self.next_scanned = (first + SCANNED_PER_STEP) % QUEUES_IN_PAGE;
+        for qid in first..first + SCANNED_PER_STEP {
             if !matches!(self.sqs.get(usize::from(qid)), Some(Some(_))) {
                 self.report_unused(sq_tail_doorbell(qid, 0), qid);
             }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::cache::Cache;
 use super::config::{Config, EmuError};
 use super::media::Media;
-use crate::mem::Mapping;
+use crate::mem::{Mapping, PAGE};
 
 /// Namespace 1.
 #[derive(Debug)]
@@ -73,6 +73,18 @@ impl Namespace {
     /// Makes the namespace larger or smaller, at most as large as its medium.
     pub(super) fn resize(&mut self, bytes: u64) {
         self.bytes = bytes.min(self.medium_bytes);
+    }
+
+    /// Blocks that will be read or overwritten soon. If their first page is memory, its cache lines are asked for.
+    #[inline]
+    pub(super) fn expect(&self, slba: u64, blocks: u32) {
+        let memory = match &self.media {
+            Media::Ram(m) => m,
+            Media::Buffered(b) => &b.memory,
+            Media::File(_) | Media::Null => return,
+        };
+        let (offset, len) = (slba << self.block_shift, u64::from(blocks) << self.block_shift);
+        memory.prefetch(usize::try_from(offset).unwrap_or(usize::MAX), len.min(PAGE as u64) as usize);
     }
 
     /// Memory that holds `len` bytes from `offset`, and where in it.

@@ -34,15 +34,19 @@ impl Sq {
         true
     }
 
-    pub(super) fn waiting(&self) -> u32 {
-        if self.tail >= self.head { self.tail - self.head } else { self.tail + self.entries - self.head }
+    /// How many of the waiting entries follow each other in memory.
+    pub(super) fn waiting_in_a_row(&self) -> u32 {
+        if self.tail >= self.head { self.tail - self.head } else { self.entries - self.head }
     }
 
-    /// The address of the next entry to fetch; takes it.
-    pub(super) fn take(&mut self) -> u64 {
-        let at = self.base.wrapping_add(u64::from(self.head) * 64);
+    /// The address of the next entry to fetch.
+    pub(super) fn next(&self) -> u64 {
+        self.base.wrapping_add(u64::from(self.head) * 64)
+    }
+
+    /// Takes the next entry.
+    pub(super) fn take(&mut self) {
         self.head = if self.head + 1 == self.entries { 0 } else { self.head + 1 };
-        at
     }
 }
 

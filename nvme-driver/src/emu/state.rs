@@ -20,7 +20,9 @@ use super::queue::{Cq, Sq};
 use super::reads::Reads;
 use super::registers::Registers;
 use super::session::Session;
+use super::step::FETCH;
 use crate::mem::{Access, MapError, Mapping, PAGE};
+use crate::spec::Command;
 use crate::spec::regs::{Cc, Csts, DOORBELLS};
 
 /// What a controller was made with and cannot change.
@@ -78,8 +80,10 @@ pub(super) struct State {
     pub(super) reads: Reads,
     /// Steps so far.
     pub(super) steps: u64,
-    /// Steps in a row that found nothing to do.
-    pub(super) idle: u32,
+    /// The queue identifier whose doorbells an idle step looks at next.
+    pub(super) next_scanned: u16,
+    /// Entries of a submission queue, as fetched together.
+    pub(super) fetched: Box<[Command; FETCH]>,
 }
 
 /// The doorbell page. It lies in its file where it lies in BAR0: a vfio-user client maps a BAR's areas at the BAR's own offsets.
@@ -153,7 +157,8 @@ impl State {
             held: Vec::new(),
             reads: Reads::default(),
             steps: 0,
-            idle: 0,
+            next_scanned: 0,
+            fetched: Box::new([Command::default(); FETCH]),
             fixed,
         })
     }

@@ -26,6 +26,19 @@ pub unsafe fn to_shared(src: *const u8, dst: *mut u8, len: usize) {
     unsafe { racing_copy(src, dst, len, dst.addr()) }
 }
 
+/// Asks for the cache lines of `len` bytes from `first` on. A hint: it may be to anywhere.
+#[inline]
+pub fn prefetch(first: *const u8, len: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in (0..len).step_by(64) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a prefetch reads nothing that the program could see, and does not fault.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(first.wrapping_add(line).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (first, len);
+}
+
 /// `shared` is the address whose words must stay whole: single bytes up to its first aligned word, whole words from there.
 #[inline]
 unsafe fn racing_copy(src: *const u8, dst: *mut u8, len: usize, shared: usize) {

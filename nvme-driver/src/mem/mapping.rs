@@ -289,6 +289,14 @@ impl Mapping {
         self.zero(last, end - last)
     }
 
+    /// Asks for the cache lines of `len` bytes from `offset`, without waiting for them; nothing happens if they are outside.
+    #[inline]
+    pub fn prefetch(&self, offset: usize, len: usize) {
+        if let Ok(first) = self.check(offset, len, false) {
+            copy::prefetch(first, len);
+        }
+    }
+
     /// Copies `len` bytes between two mappings (or within one, if the ranges do not overlap).
     pub fn copy_to(&self, offset: usize, to: &Self, to_offset: usize, len: usize) -> Result<(), OutOfRange> {
         let src = self.check(offset, len, false)?;

@@ -22,6 +22,10 @@ use crate::pci::{PciError, PciFunction};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Steps in a row that found nothing to do, after which an idle server sleeps between looks at the doorbells.
 const SPIN: u32 = 20_000;
+/// Between two looks at the socket, each of which is a system call, go so many steps that found nothing to do; one that did
+/// something, which may have taken long, counts for [`WORK_WEIGHT`] of them.
+const STEPS_PER_LOOK: u32 = 256;
+const WORK_WEIGHT: u32 = 16;
 
 /// Serving failed.
 #[derive(Debug, thiserror::Error)]
@@ -80,18 +84,23 @@ impl Server {
 
     /// Serves clients, one after the other, until `stop`. Steps the function where it needs that.
     pub fn run(&self, stop: &Arc<AtomicBool>) -> Result<(), ServeError> {
-        let mut idle = 0u32;
+        let (mut idle, mut since_look) = (0u32, 0u32);
         let mut client: Option<Client> = None;
         while !stop.load(Ordering::Relaxed) {
             let needs_step = self.function.needs_step() && client.is_some();
-            if needs_step && self.function.step() {
-                idle = 0;
+            if needs_step {
+                if self.function.step() {
+                    idle = 0;
+                    since_look += WORK_WEIGHT;
+                } else {
+                    idle = idle.saturating_add(1);
+                    since_look += 1;
+                }
+                if idle < SPIN && since_look < STEPS_PER_LOOK {
+                    continue;
+                }
             }
-            idle = idle.saturating_add(1);
-            // While there is work, a look at the socket every so often is enough: it is a system call.
-            if needs_step && idle < SPIN && idle % 64 != 1 {
-                continue;
-            }
+            since_look = 0;
             let wait = Timespec {
                 tv_sec: 0,
                 tv_nsec: if client.as_ref().is_some_and(|c| c.link.has_waiting()) {

@@ -109,11 +109,13 @@ fn a_full_submission_queue_is_executed() {
     let mut h = Host::ready();
     let (a, b) = (h.pages(1), h.pages(1));
     h.create_pair_at(1, a, 16, b, 64);
-    for _ in 0..5 {
+    for round in 0..5 {
         let cids: Vec<u16> = (0..15).map(|_| h.place(1, FLUSH)).collect();
         h.ring_queue(1);
-        for cid in cids {
-            assert_eq!(h.wait(1).cid, cid);
+        for (i, cid) in cids.into_iter().enumerate() {
+            let done = h.wait(1);
+            assert!(done.status().is_success());
+            assert_eq!((done.cid, usize::from(done.sqhd)), (cid, (round * 15 + i + 1) % 16));
         }
         h.expect_silence(1);
     }
