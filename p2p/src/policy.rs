@@ -1,5 +1,7 @@
 //! Who leaves when memory is short: S3-FIFO (Yang et al., SOSP 2023) over windows of any size.
 //!
+//! Our own, because no crate fits: see `docs/benchmarks.md`, which has the measurements, too.
+//!
 //! New windows wait in a small queue, a tenth of the capacity; only those used again there move on to the main queue. So a scan
 //! passes through the small queue and never empties the main one. A ghost queue remembers what the small queue threw
 //! out: what comes back soon goes straight to the main queue.
@@ -7,6 +9,8 @@
 use std::collections::{HashMap, VecDeque};
 
 const MAX_USES: u8 = 3;
+/// Ghosts that are kept of a memory of only a few windows.
+const MIN_GHOSTS: usize = 16;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Queue {
@@ -37,13 +41,13 @@ pub struct S3Fifo {
     small_target: u64,
     ghosts: HashMap<Key, u64>,
     ghost_queue: VecDeque<(Key, u64)>,
-    ghost_limit: usize,
     next_ticket: u64,
 }
 
 impl S3Fifo {
-    /// For a memory of `capacity` bytes, remembering `ghosts` windows that left.
-    pub fn new(capacity: u64, ghosts: usize) -> Self {
+    /// For a memory of `capacity` bytes. As many windows that left are remembered as are in: on recorded use, more of them let too
+    /// much into the main queue (`benches/benches/eviction.rs`).
+    pub fn new(capacity: u64) -> Self {
         Self {
             entries: HashMap::new(),
             small: VecDeque::new(),
@@ -53,7 +57,6 @@ impl S3Fifo {
             small_target: capacity / 10,
             ghosts: HashMap::new(),
             ghost_queue: VecDeque::new(),
-            ghost_limit: ghosts,
             next_ticket: 0,
         }
     }
@@ -146,7 +149,8 @@ impl S3Fifo {
         self.next_ticket += 1;
         self.ghosts.insert(key, self.next_ticket);
         self.ghost_queue.push_back((key, self.next_ticket));
-        while self.ghost_queue.len() > self.ghost_limit {
+        let limit = self.entries.len().max(MIN_GHOSTS);
+        while self.ghost_queue.len() > limit {
             if let Some((old, ticket)) = self.ghost_queue.pop_front()
                 && self.ghosts.get(&old) == Some(&ticket)
             {
@@ -172,7 +176,7 @@ mod tests {
 
     /// Fraction of accesses that hit, for a cache of `capacity` windows of one byte.
     fn hits(capacity: u64, trace: impl Iterator<Item = u64>) -> f64 {
-        let mut s = S3Fifo::new(capacity, capacity as usize);
+        let mut s = S3Fifo::new(capacity);
         let (mut hit, mut all) = (0u32, 0u32);
         for k in trace {
             all += 1;
@@ -199,7 +203,7 @@ mod tests {
 
     #[test]
     fn the_pinned_stay_and_the_bookkeeping_balances() {
-        let mut s = S3Fifo::new(10, 10);
+        let mut s = S3Fifo::new(10);
         for k in 0..10 {
             s.insert((0, k), 1);
         }

@@ -92,9 +92,9 @@ impl Windows {
         let Some(c) = self.clients.get_mut(&client.0) else {
             return Err(WindowsError::UnknownClient(client.0));
         };
-        let at = w.holders.iter().position(|h| h.client == client.0);
+        let at = w.holder(client.0);
         let mut fresh = false;
-        let mut dirty_word = at.and_then(|at| w.holders[at].dirty_word);
+        let mut dirty_word = at.ok().and_then(|at| w.holders[at].dirty_word);
         if write && dirty_word.is_none() {
             let words = w.dirty.words() as u32;
             let Some(first) = c.take_words(words) else {
@@ -105,11 +105,11 @@ impl Windows {
             fresh = true;
         }
         match at {
-            Some(at) => {
+            Ok(at) => {
                 w.holders[at].count += 1;
                 w.holders[at].dirty_word = dirty_word;
             }
-            None => w.holders.push(Holder { client: client.0, dirty_word, count: 1 }),
+            Err(at) => w.holders.insert(at, Holder { client: client.0, dirty_word, count: 1 }),
         }
         c.holds.insert(index);
         let handle = WindowHandle { index, incarnation: w.incarnation, len: w.len as u64 };
@@ -117,6 +117,13 @@ impl Windows {
         self.writable_holds += usize::from(fresh);
         self.count_dirty(index);
         Ok(hold)
+    }
+
+    /// The window over `offset` of an object, if this client holds it.
+    pub fn held(&self, client: ClientId, object: u64, offset: u64) -> Option<u32> {
+        let known = self.objects.get(&object)?;
+        let index = *known.windows.get(&(offset / known.options.window_size as u64))?;
+        self.window(index)?.holder(client.0).ok().map(|_| index)
     }
 
     /// Takes one hold back. With the last one the client's dirty bits are harvested. Refused while a section or borrow of
@@ -129,12 +136,9 @@ impl Windows {
                 .iter()
                 .any(|k| busy::<Native>(word, index, *k).is_some())
         });
-        let holder = self
-            .known(index)?
-            .holders
-            .iter_mut()
-            .find(|h| h.client == client.0)
-            .ok_or(WindowsError::UnknownWindow(index))?;
+        let w = self.known(index)?;
+        let at = w.holder(client.0).map_err(|_| WindowsError::UnknownWindow(index))?;
+        let holder = &mut w.holders[at];
         if holder.count > 1 {
             holder.count -= 1;
             return Ok(());
@@ -159,7 +163,7 @@ impl Windows {
                 && word.kind() == SectionKind::Write;
             if open
                 && let Some(w) = self.windows.get_mut(word.window() as usize).and_then(Option::as_deref_mut)
-                && w.holders.iter().any(|h| h.client == client.0 && h.dirty_word.is_some())
+                && w.holder(client.0).is_ok_and(|at| w.holders[at].dirty_word.is_some())
             {
                 // A fenced section's late stores went to a place that is none any more, unless its move is not over and may yet be
                 // given up; an active one's are in the window.
@@ -193,8 +197,8 @@ impl Windows {
         self.harvest(index);
         let Some(w) = self.window_mut(index) else { return };
         let words = w.dirty.words() as u32;
-        let Some(at) = w.holders.iter().position(|h| h.client == client) else { return };
-        let holder = w.holders.swap_remove(at);
+        let Ok(at) = w.holder(client) else { return };
+        let holder = w.holders.remove(at);
         if let Some(c) = self.clients.get_mut(&client) {
             c.holds.remove(&index);
             if let Some(first) = holder.dirty_word {

@@ -63,7 +63,7 @@ impl Windows {
     }
 
     /// Whether a reset was announced that has not been dealt with: what is read from the CMB may not be what was there.
-    pub(super) fn device_moved(&self) -> bool {
+    pub fn device_moved(&self) -> bool {
         self.control.device_generation() != self.device
     }
 

@@ -248,7 +248,7 @@ impl Windows {
             Cmb {
                 region: Region::new(std::sync::Arc::clone(&memory.memory), 0, kind),
                 pool: CmbAllocator::new(size),
-                policy: S3Fifo::new(size as u64, size / MIN_WINDOW),
+                policy: S3Fifo::new(size as u64),
                 memory,
             }
         });
@@ -261,7 +261,7 @@ impl Windows {
             cmb,
             host_limit: config.host_limit,
             host_bytes: 0,
-            host_policy: S3Fifo::new(config.host_limit, 4096),
+            host_policy: S3Fifo::new(config.host_limit),
             grace: config.grace,
             settle: config.settle,
             dirty_words: config.dirty_words,

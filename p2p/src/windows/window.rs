@@ -30,6 +30,7 @@ pub(super) struct Window {
     pub(super) counted_dirty: bool,
     /// Made resident for a peer, and nobody else has asked for it since: while no client holds it either, it takes no host memory.
     pub(super) for_peers: bool,
+    /// Sorted by client.
     pub(super) holders: Vec<Holder>,
     pub(super) moving: Option<Box<Move>>,
     /// What to do when the move that is under way is over.
@@ -43,6 +44,11 @@ pub(super) struct Window {
 }
 
 impl Window {
+    /// Where a client is among the holders, or would be.
+    pub(super) fn holder(&self, client: u32) -> Result<usize, usize> {
+        self.holders.binary_search_by_key(&client, |h| h.client)
+    }
+
     pub(super) fn key(&self) -> crate::policy::Key {
         (self.object, self.offset)
     }

@@ -6,11 +6,13 @@
 //! * `steps`: what each party does
 //! * `protocol`: what may happen when, and what must always hold
 //! * `searches`: the searches
+//! * `exhaust`: how the largest is searched
 //! * `broken`: what the search must notice
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 #![allow(unreachable_pub, reason = "rooms of one test")]
 
 mod broken;
+mod exhaust;
 mod protocol;
 mod searches;
 mod state;

@@ -3,6 +3,7 @@
 use stateright::{Checker, Model};
 
 use crate::broken::Broken;
+use crate::exhaust::exhaust;
 use crate::protocol::Protocol;
 
 /// Two writers and two revokers.
@@ -80,9 +81,24 @@ fn everybody_and_one_client() {
     holds("everybody, one client", Protocol { sections: [1, 0], revocations: 1, fills: 0, ..ALL });
 }
 
+/// The large search finds what stateright's finds.
+#[test]
+fn both_searches_agree() {
+    let model = Protocol { reads: 1, commits: 1, ..SMALL };
+    let theirs = model.clone().checker().spawn_bfs().join();
+    let ours = exhaust(&model);
+    assert_eq!(ours.states, theirs.unique_state_count());
+}
+
+#[test]
+#[should_panic(expected = "P1, P2 and P7")]
+fn the_large_search_notices_too() {
+    exhaust(&Protocol { broken: Broken::NoFenceClaim, ..SMALL });
+}
+
 /// Everybody at once, with two.
 #[test]
-#[ignore = "long: cargo test --profile test-fast -p p2p --test whole_protocol -- --ignored --nocapture"]
+#[ignore = "minutes: cargo test --profile test-fast -p p2p --test whole_protocol -- --ignored --nocapture"]
 fn everything_at_once() {
-    holds("everything", ALL);
+    println!("everything: {:?}", exhaust(&ALL));
 }

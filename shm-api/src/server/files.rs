@@ -178,13 +178,8 @@ impl Core {
 
     /// The control slot of a window that the client holds.
     pub(super) fn held_slot(&self, session: &Session, handle: u64, offset: u64) -> Result<u32, WireError> {
-        session.file(handle)?;
-        let number = offset / self.window_size as u64;
-        let held = session.maps.values().filter(|map| map.file == handle).find_map(|map| {
-            let first = self.windows.status(*map.windows.first()?)?.offset / self.window_size as u64;
-            let nth = usize::try_from(number.checked_sub(first)?).ok()?;
-            map.windows.get(nth).copied()
-        });
+        let file = session.file(handle)?;
+        let held = session.client.and_then(|client| self.windows.held(client, file.ino, offset));
         held.ok_or_else(|| {
             WireError::new(ErrorCode::BadHandle, format!("no window at {offset} of this file is mapped"))
         })

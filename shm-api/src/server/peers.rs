@@ -80,6 +80,11 @@ impl Core {
         let too_big = |_| WireError::new(ErrorCode::Invalid, "the range is not inside the peer's memory");
         let local = usize::try_from(request.local).map_err(too_big)?;
         let len = usize::try_from(request.len).map_err(too_big)?;
+        if self.windows.device_moved() {
+            // Its mappings go as soon as that is dealt with; what they show now is no file's bytes.
+            let text = "the device was reset; map the window again";
+            return Err(WireError::new(ErrorCode::PeerFault, text));
+        }
         peer.engine
             .copy(request.iova, local, len, out)
             .map_err(|e| WireError::new(ErrorCode::PeerFault, e.to_string()))?;

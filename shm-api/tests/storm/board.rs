@@ -49,13 +49,14 @@ pub enum Count {
     PeerFaults,
     PeerBounces,
     DeviceErrors,
+    Losses,
     CmbReads,
     HostReads,
     SentReads,
     Fenced,
 }
 
-pub const ALL_COUNTS: [Count; 14] = [
+pub const ALL_COUNTS: [Count; 15] = [
     Count::Reads,
     Count::Words,
     Count::Writes,
@@ -66,6 +67,7 @@ pub const ALL_COUNTS: [Count; 14] = [
     Count::PeerFaults,
     Count::PeerBounces,
     Count::DeviceErrors,
+    Count::Losses,
     Count::CmbReads,
     Count::HostReads,
     Count::SentReads,
@@ -100,7 +102,7 @@ impl Board {
         self.at(8).store(1, Ordering::SeqCst);
     }
 
-    fn has_losses(&self) -> bool {
+    pub fn has_losses(&self) -> bool {
         self.at(8).load(Ordering::Relaxed) != 0
     }
 

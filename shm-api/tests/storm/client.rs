@@ -40,6 +40,10 @@ pub fn client(args: &[String]) {
         least: Vec::new(),
         counted: PathCounts::default(),
     };
+    if worker.board.has_losses() {
+        // The previous incarnation may have died of being told.
+        worker.take_back();
+    }
     println!("\nready");
     let mut turns = 0u64;
     while !worker.board.is_stopped() {
@@ -94,10 +98,11 @@ impl Worker {
 
     /// Errors that a bad drive and refusals may cause. Nothing was read or written then.
     fn tolerate(&self, error: &ClientError) {
-        use ErrorCode::{Device, NotResident, PeerFault, Unsupported};
+        use ErrorCode::{DataLost, Device, NotResident, PeerFault, Unsupported};
         let count = match error {
             ClientError::Server(e) if e.code == PeerFault => Count::PeerFaults,
             ClientError::Server(e) if e.code == Unsupported => Count::PeerBounces,
+            ClientError::Server(e) if e.code == DataLost && self.board.has_losses() => Count::Losses,
             ClientError::Server(e) if [Device, NotResident].contains(&e.code) => Count::DeviceErrors,
             other => panic!("client {}: {other}", self.number),
         };
@@ -159,12 +164,24 @@ impl Worker {
         let own = self.number * PER_FILE..(self.number + 1) * PER_FILE;
         let published: Vec<u64> =
             own.clone().map(|w| self.board.published(w).load(Ordering::SeqCst)).collect();
-        self.files[self.number].commit()?;
+        let done = self.files[self.number].commit();
+        if matches!(&done, Err(ClientError::Server(e)) if e.code == ErrorCode::DataLost) {
+            self.take_back();
+        }
+        done?;
         for (window, version) in own.zip(published) {
             self.board.committed(window).store(version, Ordering::SeqCst);
         }
         self.board.add(Count::Commits, 1);
         Ok(())
+    }
+
+    /// What was published since the last commit is gone, as far as anybody knows.
+    fn take_back(&self) {
+        for window in self.number * PER_FILE..(self.number + 1) * PER_FILE {
+            let version = self.board.committed(window).load(Ordering::SeqCst);
+            self.board.published(window).store(version, Ordering::SeqCst);
+        }
     }
 
     /// The peer writes one of its windows, or reads any.

@@ -13,7 +13,7 @@
 //! (not torn, no other's, not poison), that it is at least as new as what was published before the read and as what any process
 //! has read of this very word (not stale), and no newer than what was begun. Pages that a revocation freed are filled with poison by the
 //! revoker, which demands that all of it is there (no late store, no late DMA). At the end the drive must hold at least what
-//! was published and what was seen (nothing lost).
+//! was published and what was seen (nothing lost). In a storm with resets of the drive the floor is what was committed.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 #![allow(unreachable_pub, reason = "rooms of one test")]
 
@@ -51,6 +51,13 @@ fn a_storm() {
     storm(seed(), if full { Size::TEN_SECONDS } else { Size::SHORT });
 }
 
+/// A drive so bad that it is reset again and again: what was not committed may be lost with its CMB, and nothing else.
+#[test]
+fn a_storm_with_resets() {
+    let full = std::env::var_os("CMBFS_SKIPS").is_some();
+    storm(seed(), if full { Size::SHORT.with_resets(5) } else { Size::SHORT.with_resets(0) });
+}
+
 /// Another storm each time, or the one that `SEED` names.
 #[test]
 #[ignore = "a minute: cargo test --profile test-fast -p shm-api --test storm -- --ignored --nocapture"]
@@ -61,4 +68,10 @@ fn a_minute_of_storm() {
     };
     let chosen = std::env::var_os("SEED").is_some();
     storm(if chosen { seed() } else { from_clock() }, Size::MINUTE);
+}
+
+#[test]
+#[ignore = "a minute, with resets: as a_minute_of_storm"]
+fn another_minute_with_resets() {
+    storm(seed(), Size::MINUTE.with_resets(60));
 }

@@ -20,7 +20,7 @@ use crate::serve::GRACE;
 #[derive(Clone, Copy)]
 pub struct Size {
     /// The drive is so bad that it is reset, and loses what was not committed.
-    pub resets: bool,
+    resets: bool,
     seconds: u64,
     revocations: u64,
     poisonings: u64,
@@ -69,6 +69,11 @@ impl Size {
         stops: 120,
         kills: 36,
     };
+    /// The same with a drive that is reset, for so many seconds.
+    pub fn with_resets(self, seconds: u64) -> Self {
+        Self { resets: true, seconds, ..self }
+    }
+
     /// A storm that does not get there is stuck.
     const PATIENCE: u32 = 12;
 }
@@ -372,6 +377,7 @@ fn report(storm: &Storm, lasted: Duration, done: &Revoked, harm: Harm, status: &
     let count = |c| storm.board.get(c);
     assert!(sums[0] >= storm.size.faults, "only {} faults", sums[0]);
     assert!(count(Count::CmbReads) > 0 && count(Count::HostReads) > 0, "both homes served readers");
-    assert_eq!(status.expelled, 0);
+    // A client that is killed while it is being answered may count as one that does not take its answers.
+    assert!(status.expelled <= harm.kills, "{} expelled", status.expelled);
     assert_eq!(sums[1] > 0, storm.size.resets, "{} resets", sums[1]);
 }
