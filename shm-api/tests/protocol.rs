@@ -45,6 +45,7 @@ fn decode_everything(message: &Message) {
         CommitReply,
         RevokeRequest,
         SetPlacementRequest,
+        AllocateRequest,
         RevokeReply,
         StatusReply,
         PeerAttachRequest,

@@ -28,8 +28,8 @@ impl Windows {
     pub(super) fn note_fault(&mut self, index: u32, want: Want) {
         let Some(w) = self.window(index) else { return };
         let (object, number, len) = (w.object, w.offset / w.len as u64, w.len as u64);
-        // What is read ahead must not push out what is being read.
-        let room = self.cmb.as_ref().map_or(self.host_limit, |c| c.pool.size() as u64) / (4 * len);
+        // It goes to the CMB only where there is room, but may push others out of the host cache: few of them.
+        let room = self.host_limit / (4 * len);
         let limit = self.read_ahead.min(u32::try_from(room).unwrap_or(u32::MAX));
         let Some(o) = self.objects.get_mut(&object) else { return };
         o.sequence.depth =

@@ -91,7 +91,9 @@ impl Windows {
     /// Writes some of a window back if it has been dirty for long enough.
     fn write_back_aged(&mut self, index: u32, wb: WriteBack, backing: &mut dyn Backing, now: u64) -> bool {
         // A window that moves is seen to by its move. What a peer may write counts as dirty always: written on commit only.
-        let idle = self.window(index).is_some_and(|w| w.home != Home::None && w.moving.is_none());
+        let idle = self
+            .window(index)
+            .is_some_and(|w| w.home != Home::None && w.moving.is_none() && !self.is_raw(w.object));
         if !idle || self.peers.has_writers(index) {
             return false;
         }

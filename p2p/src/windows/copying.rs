@@ -26,7 +26,7 @@ impl Windows {
         // Reading a CMB across a bus is slow: what the drive has as well is read from the drive.
         let slow = home == Home::Cmb && self.cmb.as_ref().is_some_and(|c| c.memory.is_device_memory);
         // Under a truncation or a layout the drive may still have what the window has no more.
-        let taken_out = self.is_excluded(object, offset..offset + w_len);
+        let taken_out = self.is_raw(object) || self.is_excluded(object, offset..offset + w_len);
         let slow = slow && !taken_out;
         let mut direct = !taken_out && self.cmb.as_ref().is_some_and(|c| c.memory.read_data);
         let mut copied = 0;

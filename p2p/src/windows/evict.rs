@@ -44,7 +44,10 @@ impl Windows {
                 return;
             }
             let (objects, windows, out) = (&self.objects, &self.windows, &self.out);
-            let victim = self.host_policy.victim(|key| leaves(objects, windows, out, key));
+            let victim = self.host_policy.victim(|key| {
+                // Raw memory has nowhere else to go.
+                objects.get(&key.0).is_some_and(|o| o.raw.is_none()) && leaves(objects, windows, out, key)
+            });
             let Some(victim) =
                 victim.and_then(|key| self.slots_in(key.0, &(key.1..key.1 + 1)).first().copied())
             else {
@@ -117,7 +120,8 @@ impl Windows {
             let index = self.slot_cursor;
             let unheld = self
                 .window(index)
-                .is_some_and(|w| w.holders.is_empty() && w.peers == 0 && w.moving.is_none());
+                .filter(|w| w.holders.is_empty() && w.peers == 0 && w.moving.is_none())
+                .is_some_and(|w| !self.is_raw(w.object));
             if unheld {
                 self.request_eviction(index, Home::None, backing, now);
                 self.forget_if_idle(index);

@@ -13,6 +13,7 @@
 //! * `background`: dirty pages to the drive at a bounded rate
 //! * `ahead`: read-ahead for windows that are used one after the other
 //! * `evict`: making room, and going back to the CMB
+//! * `raw`: objects that are not files
 //! * `peers`: windows that other devices reach
 mod ahead;
 mod background;
@@ -24,6 +25,7 @@ mod moves;
 mod object;
 mod peers;
 mod place;
+mod raw;
 mod reclaim;
 mod revoke;
 mod window;
@@ -121,6 +123,19 @@ pub enum WindowsError {
     /// No such object.
     #[error("object {0} is not registered")]
     UnknownObject(u64),
+    /// There is no room for so much raw memory.
+    #[error(
+        "{len} bytes of raw memory are more than the {room} that are left; free some, or serve with more host cache"
+    )]
+    NoRoomForRaw {
+        /// Bytes asked for.
+        len: u64,
+        /// Bytes left.
+        room: u64,
+    },
+    /// The object exists.
+    #[error("object {0} is registered already")]
+    Registered(u64),
     /// No such peer.
     #[error("no peer {0} is registered")]
     UnknownPeer(u32),
@@ -201,6 +216,7 @@ pub struct Windows {
     writable_holds: usize,
     /// Bytes of windows in the CMB that may be dirty: the host cache keeps room for them.
     may_be_dirty: u64,
+    raw_bytes: u64,
     read_ahead: u32,
     /// Windows to be read ahead, and where to.
     ahead: VecDeque<(u32, Want)>,
@@ -269,6 +285,7 @@ impl Windows {
             pace: background::Pace::default(),
             writable_holds: 0,
             may_be_dirty: 0,
+            raw_bytes: 0,
             read_ahead: config.read_ahead,
             ahead: VecDeque::new(),
             refusals: config.refusals,

@@ -105,13 +105,19 @@ impl Windows {
             }
             return;
         }
-        let (from, len) = (w.home, w.len);
+        let (from, len, object) = (w.home, w.len, w.object);
+        let raw = self.is_raw(object);
         if from == request.to || from == Home::None {
             return self.settle_all(&request.tickets, Outcome::Already);
         }
         let (to, dest) = self.destination(index, &request);
         if from == to {
             return self.settle_all(&request.tickets, Outcome::Already);
+        }
+        if to == Home::None && !request.discard && raw {
+            self.keep_raw(index);
+            let why = "raw memory has no other place now, and there is nothing behind it".to_owned();
+            return self.settle_all(&request.tickets, Outcome::Failed(why));
         }
         request.to = to;
         // What was marked before now is in the bytes that step 1 copies.
@@ -148,10 +154,21 @@ impl Windows {
         }
     }
 
-    /// The place that a move from the host cache was to end at is lost: it ends nowhere, by way of the drive.
+    /// The place that a move from the host cache was to end at is lost: it ends nowhere, by way of the drive; or, if there is nothing behind
+    /// the window, at another place in the host cache.
     pub(super) fn redirect_from_cmb(&mut self, index: u32) {
-        if self.window(index).and_then(|w| w.moving.as_ref()).is_some_and(|m| m.request.to == Home::Cmb) {
-            self.redirect(index);
+        let Some(w) = self.window(index) else { return };
+        if w.moving.as_ref().is_none_or(|m| m.request.to != Home::Cmb) {
+            return;
+        }
+        let raw = self.is_raw(w.object);
+        self.redirect(index);
+        if raw
+            && let Ok(at) = self.take_host(index, 0)
+            && let Some(m) = self.window_mut(index).and_then(|w| w.moving.as_mut())
+        {
+            (m.request.to, m.dest, m.copied) = (Home::Host, at, 0);
+            m.changed.add_all();
         }
     }
 
@@ -328,9 +345,8 @@ impl Windows {
         if let Err(e) = safe {
             return self.unsafe_yet(index, e, now);
         }
-        let from = self.window(index).map_or(Home::None, |w| w.home);
-        if !discard && (from == Home::Cmb || to == Home::Cmb) && self.device_moved() {
-            // What was read there may be from after the reset. Whoever notices it decides what becomes of the window.
+        if !discard && to == Home::Cmb && self.device_moved() {
+            // What lies there now is what the reset left. Whoever notices it has the move end elsewhere.
             return Ok(false);
         }
         let mut claims = self.unmap_reading_peers(index);

@@ -46,6 +46,8 @@ pub(super) struct Object {
     /// Ranges that somebody has taken out under a layout: no window may be filled from them.
     pub(super) excluded: Vec<Range<u64>>,
     pub(super) sequence: Sequence,
+    /// No file: bytes of memory, and nothing behind them.
+    pub(super) raw: Option<u64>,
     /// What a reset of the device has cost.
     pub(super) losses: Losses,
 }
@@ -70,6 +72,7 @@ impl Windows {
             host: None,
             excluded: Vec::new(),
             sequence: Sequence::default(),
+            raw: None,
             losses: Losses::default(),
         };
         self.objects.insert(object, fresh);
@@ -92,7 +95,10 @@ impl Windows {
             return false;
         }
         match self.objects.get(&object) {
-            Some(o) if o.windows.is_empty() => self.objects.remove(&object).is_some(),
+            Some(o) if o.windows.is_empty() => {
+                self.raw_bytes -= o.raw.unwrap_or(0);
+                self.objects.remove(&object).is_some()
+            }
             Some(_) => false,
             None => true,
         }

@@ -144,7 +144,8 @@ impl Windows {
     ) -> Result<(), Result<Reason, WindowsError>> {
         let at = match self.take_cmb(index) {
             Ok(at) => at,
-            Err(Reason::CmbFull) => {
+            // What is only read ahead pushes nobody out: it might be the very window that is being read.
+            Err(Reason::CmbFull) if why != Reason::ReadAhead => {
                 self.make_room(index, backing, now);
                 self.take_cmb(index).map_err(Ok)?
             }
@@ -311,6 +312,13 @@ impl Windows {
     ) -> Result<(), WindowsError> {
         let Some(w) = self.window(index) else { return Err(WindowsError::UnknownWindow(index)) };
         let (object, offset, len) = (w.object, w.offset, w.len);
+        if self.is_raw(object) {
+            let zeros = [0; 4096];
+            if let Some(cmb) = self.cmb.as_ref() {
+                (0..len).step_by(4096).try_for_each(|page| cmb.region.write(at as usize + page, &zeros))?;
+            }
+            return Ok(());
+        }
         let direct = self.cmb.as_ref().is_some_and(|c| c.memory.read_data);
         if direct {
             backing.read_to_cmb(object, offset, at as usize, len)?;
@@ -339,6 +347,9 @@ impl Windows {
     ) -> Result<(), WindowsError> {
         let Some(w) = self.window(index) else { return Err(WindowsError::UnknownWindow(index)) };
         let (object, offset, len) = (w.object, w.offset, w.len);
+        if self.is_raw(object) {
+            return Ok(self.host_file(object)?.punch(at, len as u64)?);
+        }
         let mut bounce = std::mem::take(&mut self.bounce);
         bounce.resize(len, 0);
         let done = backing
@@ -377,6 +388,8 @@ impl Windows {
                     Err(WindowsError::DeviceReset) => continue,
                     other => other?,
                 }
+            } else if self.is_raw(object) {
+                into[done..done + n].fill(0);
             } else {
                 let mut pages = vec![0; (within % 4096 + n).next_multiple_of(4096)];
                 backing.read_to_host(object, at / 4096 * 4096, &mut pages)?;

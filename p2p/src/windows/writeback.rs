@@ -70,6 +70,11 @@ impl Windows {
             w.dirty.clear();
             return Ok((0, 0));
         }
+        let object = w.object;
+        if self.is_raw(object) {
+            return Ok((0, 0));
+        }
+        let Some(w) = self.window_mut(index) else { return Ok((0, 0)) };
         if written_by_peers {
             w.dirty.add_all();
         }

@@ -3,11 +3,12 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use super::connection::Reply;
 use super::mapped::Mapped;
 use super::{Client, ClientError, RevokeReport, Stat};
 use crate::protocol::messages::{
-    self as m, CommitReply, CommitRequest, Empty, HandleRequest, OpenReply, OpenRequest, RevokeRequest,
-    StatReply, TruncateRequest,
+    self as m, AllocateRequest, CommitReply, CommitRequest, Empty, HandleRequest, OpenReply, OpenRequest,
+    RevokeRequest, StatReply, TruncateRequest,
 };
 use crate::protocol::{MAX_WINDOWS, Op};
 
@@ -93,6 +94,17 @@ impl File {
         let request = OpenRequest { flags: mode.flags, mode: mode.mode };
         let reply =
             client.inner.connection.call(Op::Open, "a file to be opened", &request, path.as_bytes())?;
+        Self::opened(client, reply, mode.flags & m::OPEN_WRITE != 0)
+    }
+
+    /// Raw memory, with the same handle.
+    pub(super) fn allocate(client: Client, len: u64, name: &str) -> Result<Self, ClientError> {
+        let request = AllocateRequest { len };
+        let reply = client.inner.connection.call(Op::Allocate, "memory", &request, name.as_bytes())?;
+        Self::opened(client, reply, true)
+    }
+
+    fn opened(client: Client, reply: Reply, writable: bool) -> Result<Self, ClientError> {
         let body: OpenReply = reply.message.body_only()?;
         let cache = reply
             .fds
@@ -102,7 +114,6 @@ impl File {
         if !body.window_size.is_power_of_two() || body.window_size < p2p::layout::MIN_WINDOW as u64 {
             return Err(ClientError::Protocol(format!("windows of {} bytes", body.window_size)));
         }
-        let writable = mode.flags & m::OPEN_WRITE != 0;
         let inner = FileInner {
             client,
             handle: body.handle,

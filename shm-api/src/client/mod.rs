@@ -274,6 +274,17 @@ impl Client {
         File::open(self.clone(), path, mode)
     }
 
+    /// Allocates `len` bytes of raw memory: zeros at first, in the CMB while there is room, with no file behind it. It has the API of an open
+    /// file but for [`File::commit`] and [`File::truncate`], and goes with its last clone and mapping, or with this client.
+    pub fn allocate(&self, len: u64) -> Result<File, ClientError> {
+        File::allocate(self.clone(), len, "")
+    }
+
+    /// The same, shared under a name with all clients of this user; `len` 0 takes what is there. It goes with the last of them.
+    pub fn allocate_shared(&self, name: &str, len: u64) -> Result<File, ClientError> {
+        File::allocate(self.clone(), len, name)
+    }
+
     /// Attributes of a file or directory.
     pub fn stat(&self, path: &str) -> Result<Stat, ClientError> {
         let reply: StatReply =

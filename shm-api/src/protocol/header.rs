@@ -99,6 +99,8 @@ ops! {
     Revoke = 36,
     /// Read bytes in the reply itself: the last resort when no window can be placed anywhere.
     Read = 37,
+    /// Get raw memory, with a handle as if it were an open file.
+    Allocate = 44,
     /// Attach an emulated peer.
     PeerAttach = 48,
     /// Map a file's range for a peer's DMA.

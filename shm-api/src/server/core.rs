@@ -9,6 +9,7 @@ use p2p::windows::{ClientId, Config, Scope, Windows, WindowsError};
 
 use super::backing::FileBacking;
 use super::jobs::{Job, Work};
+use super::raw::{Allocation, is_raw};
 use super::session::{OpenFile, ReplyTo, Session};
 use super::{ServerError, ServerOptions};
 use crate::Placement;
@@ -49,6 +50,9 @@ pub(crate) struct Core {
     pub(super) placements: HashMap<u64, Placement>,
     /// Process and user of each client.
     pub(super) people: BTreeMap<ClientId, (u32, u32)>,
+    /// Raw memory, by object.
+    pub(super) allocations: BTreeMap<u64, Allocation>,
+    pub(super) next_raw: u64,
     pub(super) closed: VecDeque<u64>,
     pub(super) jobs: Vec<Job>,
     pub(super) counts: Counts,
@@ -65,7 +69,7 @@ pub(super) fn windows_error(error: &WindowsError) -> WireError {
         WindowsError::UnknownClient(_) | WindowsError::UnknownPeer(_) => ErrorCode::BadHandle,
         WindowsError::Backing(_) => ErrorCode::Device,
         WindowsError::Peer(_) => ErrorCode::PeerFault,
-        WindowsError::TooFar(_) => ErrorCode::TooBig,
+        WindowsError::TooFar(_) | WindowsError::NoRoomForRaw { .. } => ErrorCode::TooBig,
         _ => ErrorCode::Internal,
     };
     WireError::new(code, error.to_string())
@@ -98,6 +102,8 @@ impl Core {
             placement: options.placement,
             placements: HashMap::new(),
             people: BTreeMap::new(),
+            allocations: BTreeMap::new(),
+            next_raw: 1,
             closed: VecDeque::new(),
             jobs: Vec::new(),
             counts: Counts::default(),
@@ -217,7 +223,7 @@ impl Core {
             self.opened.remove(&ino);
         }
         let nameless = self.backing.fs.stat(ino).is_ok_and(|s| s.nlink == 0);
-        if nameless {
+        if nameless || self.allocations.remove(&ino).is_some() {
             return self.forget(ino, now);
         }
         if let Err(e) = self.place_object(ino) {
@@ -236,6 +242,9 @@ impl Core {
     }
 
     pub(super) fn close_in_fs(&mut self, ino: u64) {
+        if is_raw(ino) {
+            return;
+        }
         if let Err(e) = self.backing.fs.close(ino) {
             tracing::warn!("closing inode {ino}: {e}");
         }

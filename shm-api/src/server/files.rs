@@ -124,7 +124,12 @@ impl Core {
             .ok_or_else(|| WireError::new(ErrorCode::TooBig, "the range ends behind the largest file"))?;
         let first = request.offset - request.offset % size;
         let count = (end - first).div_ceil(size).min(MAX_WINDOWS as u64);
-        if write {
+        if super::raw::is_raw(file.ino) {
+            let len = self.size_of(file.ino)?;
+            if end > len {
+                return Err(invalid(format!("the range ends at {end}, the memory at {len}")));
+            }
+        } else if write {
             self.reserve(file.ino, request.offset, end.min(first + count * size))?;
         }
         let Some(client) = session.client else { return Err(invalid("no hello yet")) };
@@ -151,7 +156,7 @@ impl Core {
                 }
             }
         }
-        let file_size = self.backing.fs.stat(file.ino).map_err(|e| fs_error(&e))?.size;
+        let file_size = self.size_of(file.ino)?;
         let map = session.add_map(MapEntry { file: request.handle, windows: held });
         let count = u32::try_from(count).unwrap_or(0);
         let reply = m::MapReply { map, first, size: file_size, window_size: size, count, reserved: 0 };
@@ -250,7 +255,8 @@ impl Core {
         request: &m::CommitRequest,
     ) -> Result<Work, WireError> {
         let file = session.writable_file(request.handle)?;
-        let size = self.backing.fs.stat(file.ino).map_err(|e| fs_error(&e))?.size;
+        Self::must_be_file(file.ino, "commit to")?;
+        let size = self.size_of(file.ino)?;
         let end = match request.len {
             0 => size.max(request.size),
             len => request.offset.saturating_add(len).min(size.max(request.size)),
@@ -280,6 +286,7 @@ impl Core {
         now: u64,
     ) -> Result<Option<Work>, WireError> {
         let file = session.writable_file(request.handle)?;
+        Self::must_be_file(file.ino, "cut")?;
         self.truncate(file.ino, request.size, now)
     }
 

@@ -3,7 +3,7 @@
 //! * `reactor`: the thread's loop: sockets, rings, deaths
 //! * `session`, `outbox`: one client's connection, and what waits to be sent to it
 //! * `core`: what is open, and by whom; the joint state
-//! * `requests`, `files`, `names`, `peers`: what clients ask for
+//! * `requests`, `files`, `raw`, `names`, `peers`: what clients ask for
 //! * `jobs`: what takes longer than one turn
 //! * `permission`: who may do what (P8)
 //! * `backing`: where a window's bytes are on the drive
@@ -26,6 +26,7 @@ mod names;
 mod outbox;
 mod peers;
 mod permission;
+mod raw;
 mod reactor;
 mod requests;
 mod session;

@@ -153,6 +153,9 @@ impl Core {
             Op::FileStat => {
                 let body: m::HandleRequest = message.body_only()?;
                 let file = session.file(body.handle)?;
+                if let Some(stat) = self.raw_stat(file.ino) {
+                    return Ok(reply(&stat));
+                }
                 let stat = self.backing.fs.stat(file.ino).map_err(|e| fs_error(&e))?;
                 let placement = self.placement_of(file.ino).number();
                 Ok(reply(&m::StatReply { placement, ..stat_reply(&stat) }))
@@ -228,6 +231,12 @@ impl Core {
                 let path = records::one_text(path)?;
                 let work = self.start_revoke(session, &body, &path, now)?;
                 self.later(session, op, id, work)
+            }
+            Op::Allocate => {
+                let (body, name) = message.body::<m::AllocateRequest>()?;
+                let name = records::one_text(name)?;
+                let (reply, fd) = self.allocate(session, &body, &name, now)?;
+                Ok(Outcome::Reply(reply.to_bytes(), Vec::new(), vec![fd]))
             }
             Op::SetPlacement => {
                 let (body, path) = message.body::<m::SetPlacementRequest>()?;

@@ -185,3 +185,11 @@ wire_struct! {
         nanoseconds: u64,
     }
 }
+
+wire_struct! {
+    /// `Allocate`; a name may follow. The reply is that of `Open`.
+    AllocateRequest {
+        /// Bytes; 0 with a name: whatever others have allocated under it.
+        len: u64,
+    }
+}

@@ -1,0 +1,108 @@
+//! Raw memory for clients: windows without a file behind them, for one client or, by a name, for all of its user's.
+
+use std::os::fd::OwnedFd;
+
+use p2p::windows::ObjectOptions;
+
+use super::core::{Core, windows_error};
+use super::session::{OpenFile, Session};
+use crate::protocol::messages as m;
+use crate::protocol::{ErrorCode, WireError};
+
+/// Objects with this bit are raw memory; inode numbers do not come that far.
+const RAW: u64 = 1 << 63;
+
+pub(super) fn is_raw(object: u64) -> bool {
+    object & RAW != 0
+}
+
+/// One allocation.
+#[derive(Clone, Debug)]
+pub(super) struct Allocation {
+    pub(super) len: u64,
+    uid: u32,
+    /// Empty: for one client alone.
+    name: String,
+}
+
+fn no_file(what: &str) -> WireError {
+    WireError::new(ErrorCode::Unsupported, format!("raw memory has no file behind it: nothing to {what}"))
+}
+
+impl Core {
+    /// Size of a file, or of raw memory, in bytes.
+    pub(super) fn size_of(&self, object: u64) -> Result<u64, WireError> {
+        match self.allocations.get(&object) {
+            Some(a) => Ok(a.len),
+            None => Ok(self.backing.fs.stat(object).map_err(|e| super::names::fs_error(&e))?.size),
+        }
+    }
+
+    /// Refuses what only files can do.
+    pub(super) fn must_be_file(object: u64, what: &str) -> Result<(), WireError> {
+        if is_raw(object) { Err(no_file(what)) } else { Ok(()) }
+    }
+
+    /// Attributes of raw memory.
+    pub(super) fn raw_stat(&self, object: u64) -> Option<m::StatReply> {
+        let a = self.allocations.get(&object)?;
+        Some(m::StatReply {
+            ino: object,
+            size: a.len,
+            kind: m::KIND_FILE,
+            mode: 0o600,
+            uid: a.uid,
+            links: u32::from(!a.name.is_empty()),
+            placement: self.placement_of(object).number(),
+            ..Default::default()
+        })
+    }
+
+    /// Gets raw memory, or what this client's user has allocated under that name.
+    pub(super) fn allocate(
+        &mut self,
+        session: &mut Session,
+        request: &m::AllocateRequest,
+        name: &str,
+        now: u64,
+    ) -> Result<(m::OpenReply, OwnedFd), WireError> {
+        session.room_for_file()?;
+        let uid = session.identity.uid;
+        let known = self.allocations.iter().find(|(_, a)| !name.is_empty() && a.uid == uid && a.name == name);
+        let object = match known {
+            Some((_, a)) if ![0, a.len].contains(&request.len) => {
+                let text = format!("\"{name}\" has {} bytes, not {}", a.len, request.len);
+                return Err(WireError::new(ErrorCode::Exists, text));
+            }
+            Some((object, _)) => *object,
+            None if request.len == 0 => {
+                let text = format!("nobody has allocated \"{name}\"; say how many bytes it is to have");
+                return Err(WireError::new(ErrorCode::NotFound, text));
+            }
+            None => {
+                let object = RAW | self.next_raw;
+                self.next_raw += 1;
+                let options = ObjectOptions { window_size: self.window_size, ..ObjectOptions::default() };
+                self.windows.add_raw(object, request.len, options).map_err(|e| windows_error(&e))?;
+                self.allocations.insert(object, Allocation { len: request.len, uid, name: name.to_owned() });
+                object
+            }
+        };
+        let opened = self.opened.entry(object).or_default();
+        opened.count += 1;
+        opened.without_cmb += u32::from(!session.has_cmb);
+        let placed = self.place_object(object).and_then(|()| self.windows.host_fd(object, true));
+        match placed {
+            Ok(fd) => {
+                let handle = session.add_file(OpenFile { ino: object, writable: true, losses: 0 });
+                let size = self.size_of(object)?;
+                let (cache_len, window_size) = (p2p::layout::LANE, self.window_size as u64);
+                Ok((m::OpenReply { handle, ino: object, size, cache_len, window_size }, fd))
+            }
+            Err(e) => {
+                self.close_inode(object, session.has_cmb, now);
+                Err(windows_error(&e))
+            }
+        }
+    }
+}
