@@ -8,7 +8,7 @@ use p2p::counters::{Path, Reason};
 use p2p::layout::Home;
 use p2p::peer::EmulatedEngine;
 use p2p::reader::Outcome;
-use p2p::windows::{Config, Hold, PeerPath, Scope, Want, WriteBack};
+use p2p::windows::{Config, Ensured, Hold, ObjectOptions, PeerPath, Placement, Scope, Want, WriteBack};
 use p2p::writer::Finished;
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
@@ -236,6 +236,28 @@ fn a_window_that_was_revoked_goes_back_when_it_has_settled_and_not_before() {
     assert_eq!(rig.windows.counters().moves, 10);
 }
 
+#[test]
+fn where_the_cmb_is_slow_for_processors_it_is_for_peers() {
+    let mut rig = Rig::new(8 * W, config());
+    rig.object(7, 2 * W, W);
+    let options = ObjectOptions { window_size: W, placement: Placement::PeersFirst };
+    rig.windows.add_object(7, options).unwrap();
+    let c = rig.client();
+    let holds = [rig.hold(&c, 7, 0, false), rig.hold(&c, 7, W as u64, false)];
+    for _ in 0..10 {
+        for h in &holds {
+            assert_eq!(rig.ensure(h), Ensured::Ready(Home::Host, Reason::Policy));
+        }
+        rig.poll();
+    }
+    let engine = EmulatedEngine::new("dma", W).unwrap();
+    let peer = rig.windows.register_peer(Box::new(engine));
+    let path = rig.windows.map_peer(peer, holds[0].handle.index, false, &mut rig.drive, 0).unwrap();
+    assert!(matches!(path, PeerPath::Direct(_)), "{path:?}");
+    assert_eq!((home(&rig, &holds[0]), home(&rig, &holds[1])), (Home::Cmb, Home::Host));
+    assert!(matches!(rig.ensure_want(&holds[1], Want::Cmb), Ensured::Ready(Home::Cmb, _)), "asked for");
+}
+
 /// As a CMB of 1 MiB under 10 GiB: one byte for ten thousand. Reads and writes, and little of everything else too.
 #[test]
 fn a_cmb_of_a_ten_thousandth_of_the_working_set_stays_correct() {
@@ -246,7 +268,7 @@ fn a_cmb_of_a_ten_thousandth_of_the_working_set_stays_correct() {
     let limits = Config { host_limit: 48 * PAGE as u64, slots: 128, ..config() };
     let mut rig = Rig::new(4 * PAGE, limits);
     rig.drive.objects.insert(7, vec![0; PAGES * PAGE]);
-    let options = p2p::windows::ObjectOptions { window_size: PAGE, ..Default::default() };
+    let options = ObjectOptions { window_size: PAGE, ..Default::default() };
     rig.windows.add_object(7, options).unwrap();
     let mut c = rig.client();
     rig.map_host(&mut c, 7, PAGES * PAGE);
@@ -264,7 +286,7 @@ fn a_cmb_of_a_ten_thousandth_of_the_working_set_stays_correct() {
             (0..100).any(|_| {
                 rig.poll();
                 rig.now += 1000;
-                matches!(rig.ensure(&hold), p2p::windows::Ensured::Ready(..))
+                matches!(rig.ensure(&hold), Ensured::Ready(..))
             })
         };
         if resident(&mut rig) {

@@ -7,10 +7,11 @@ use std::str::FromStr;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Placement {
-    /// The server decides.
+    /// In the CMB while there is room, else in the host cache; but readers on the processor get the host cache where the server has measured that
+    /// the CMB is slow for them.
     #[default]
     Auto,
-    /// In the CMB while there is room, else in the host cache.
+    /// In the CMB while there is room, else in the host cache, whatever was measured.
     Cmb,
     /// In the host cache: the file opted out of direct mapping.
     Host,

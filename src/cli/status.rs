@@ -65,7 +65,8 @@ impl Report {
         writeln!(out, "host cache   {} used of {}", Bytes(s.host_bytes), Bytes(s.host_limit))?;
         writeln!(out, "windows      {} in the CMB, {} in the host cache", s.cmb_windows, s.host_windows)?;
         writeln!(out, "revocations  {}, of them {} write sections fenced", s.revocations, s.fenced)?;
-        writeln!(out, "placement    {}", s.placement)?;
+        let auto = if s.auto_reads_cmb { "the CMB" } else { "the host cache: the CMB is slow for them" };
+        writeln!(out, "placement    {}; auto has readers in {auto}", s.placement)?;
         writeln!(out, "commits      {}", s.commits)?;
         writeln!(out, "lost         {} clients died, {} were expelled", s.died, s.expelled)?;
         if s.resets > 0 {

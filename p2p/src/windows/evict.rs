@@ -97,7 +97,7 @@ impl Windows {
     /// Moves a window from the host cache to the CMB if it may go there and there is room. Pushes nobody out.
     pub fn promote(&mut self, index: u32, backing: &mut dyn Backing, now: u64) {
         let may = self.window(index).is_some_and(|w| w.home == Home::Host && w.moving.is_none())
-            && self.placement_of(index) == Some(Placement::Auto)
+            && matches!(self.placement_of(index), Some(Placement::Auto | Placement::PeersFirst))
             && !self.is_quarantined(index);
         let room = self.window(index).map_or(usize::MAX, |w| w.len);
         if may && self.cmb.as_ref().is_some_and(|c| c.pool.largest_free() >= room) {

@@ -16,6 +16,8 @@ pub enum Placement {
     /// In the CMB while there is room and reason, else in the host cache.
     #[default]
     Auto,
+    /// In the CMB for peers and for whoever asks for it there; else in the host cache, because the CMB is slow for processors.
+    PeersFirst,
     /// In the host cache only: the object opted out of the CMB.
     HostOnly,
     /// In the CMB only: no host memory is used for it (peers, raw CMB objects). A refusal then is a refusal.

@@ -71,7 +71,9 @@ impl Windows {
                     self.restamp(index)?;
                 }
                 self.host_policy.touch(key);
-                self.want_cmb(index);
+                if self.placement_of(index) == Some(Placement::Auto) {
+                    self.want_cmb(index);
+                }
                 if matches!(want, Want::Cmb | Want::Peer) {
                     self.promote(index, backing, now);
                 }
@@ -113,7 +115,10 @@ impl Windows {
         }
         let placement = known.options.placement;
         let mut why = Reason::Asked;
-        if want != Want::Host && placement != Placement::HostOnly {
+        let readers = want == Want::Auto && placement == Placement::PeersFirst;
+        if readers {
+            why = Reason::Policy;
+        } else if want != Want::Host && placement != Placement::HostOnly {
             match self.try_cmb(index, if ahead { Reason::ReadAhead } else { Reason::Policy }, backing, now) {
                 Ok(()) => {
                     if let Some(w) = self.window_mut(index) {

@@ -176,6 +176,8 @@ pub struct Status {
     pub lost_bytes: u64,
     /// Where windows may live of files that have no setting of their own.
     pub placement: Placement,
+    /// Whether [`Placement::Auto`] has readers on the processor in the CMB; else it was measured to be slow for them, and they get the host cache.
+    pub auto_reads_cmb: bool,
     /// Every path that bytes took, why, how often and how many.
     pub paths: Vec<PathLine>,
     /// Every client.
@@ -370,6 +372,7 @@ impl Client {
             resets: s.resets,
             lost_bytes: s.lost_bytes,
             placement: Placement::from_number(s.placement).unwrap_or_default(),
+            auto_reads_cmb: s.readers == m::PLACE_CMB,
             paths: paths.into_iter().map(PathLine::from).collect(),
             people: people.into_iter().map(ClientLine::from).collect(),
         })

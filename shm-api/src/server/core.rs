@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use nvme_driver::disk::Disk;
+use nvme_driver::clock::SystemClock;
+use nvme_driver::disk::{CmbMemory, Disk};
 use nvme_driver::mem::Mapping;
 use p2p::windows::{ClientId, Config, Scope, Windows, WindowsError};
 
@@ -47,6 +48,8 @@ pub(crate) struct Core {
     pub(super) opened: HashMap<u64, Opened>,
     /// The server's placement, and those of files that have one of their own.
     pub(super) placement: Placement,
+    /// What `auto` means on this device.
+    pub(super) auto: p2p::windows::Placement,
     pub(super) placements: HashMap<u64, Placement>,
     /// Process and user of each client.
     pub(super) people: BTreeMap<ClientId, (u32, u32)>,
@@ -75,6 +78,26 @@ pub(super) fn windows_error(error: &WindowsError) -> WireError {
     WireError::new(code, error.to_string())
 }
 
+/// What `auto` means for a CMB, by measurement. One in ordinary memory (an emulated drive's) is as fast as any. Before anybody uses it: the
+/// measurement writes there.
+fn measured(cmb: &CmbMemory) -> p2p::windows::Placement {
+    use p2p::windows::Placement;
+    if !cmb.is_device_memory {
+        return Placement::Auto;
+    }
+    match p2p::probe::measure(cmb, &SystemClock::new()) {
+        Ok(probe) => {
+            let advice = probe.readers_home();
+            tracing::info!("{}", advice.reason);
+            if advice.home == p2p::layout::Home::Host { Placement::PeersFirst } else { Placement::Auto }
+        }
+        Err(e) => {
+            tracing::warn!("the CMB is not measured: {e}");
+            Placement::Auto
+        }
+    }
+}
+
 impl Core {
     pub(crate) fn new(
         fs: extent_fs::Filesystem<Box<dyn Disk>>,
@@ -90,6 +113,7 @@ impl Core {
         };
         let mut backing = FileBacking::new(fs);
         let cmb = backing.fs.disk().cmb().cloned();
+        let auto = cmb.as_ref().map_or(p2p::windows::Placement::Auto, measured);
         let windows = Windows::new(cmb, config)?;
         backing.announce_resets(windows.reset_signal());
         Ok(Self {
@@ -100,6 +124,7 @@ impl Core {
             grace,
             opened: HashMap::new(),
             placement: options.placement,
+            auto,
             placements: HashMap::new(),
             people: BTreeMap::new(),
             allocations: BTreeMap::new(),
@@ -203,7 +228,8 @@ impl Core {
         use p2p::windows::{ObjectOptions, Placement as Home};
         let unreachable = self.opened.get(&ino).is_some_and(|o| o.without_cmb > 0);
         let placement = match self.placement_of(ino) {
-            Placement::Auto | Placement::Cmb if !unreachable => Home::Auto,
+            Placement::Auto if !unreachable => self.auto,
+            Placement::Cmb if !unreachable => Home::Auto,
             _ => Home::HostOnly,
         };
         self.windows.add_object(ino, ObjectOptions { window_size: self.window_size, placement })

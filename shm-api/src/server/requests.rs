@@ -401,7 +401,10 @@ impl Core {
             reasons,
             listed,
             placement: self.placement.number(),
-            reserved: 0,
+            readers: match self.auto {
+                p2p::windows::Placement::PeersFirst => m::PLACE_HOST,
+                _ => m::PLACE_CMB,
+            },
         };
         Outcome::Reply(body.to_bytes(), tail, Vec::new())
     }

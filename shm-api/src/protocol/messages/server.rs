@@ -125,7 +125,7 @@ wire_struct! {
         listed: u32,
         /// Where windows of files without a setting of their own may live: the number of a [`Placement`](crate::Placement).
         placement: u32,
-        /// Always 0.
-        reserved: u32,
+        /// What `auto` means for readers on the processor: `PLACE_CMB`, or `PLACE_HOST` where the CMB was measured to be slow for them.
+        readers: u32,
     }
 }
