@@ -7,10 +7,12 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use extent_fs::{Filesystem, FormatOptions, Ino, Kind, MountOptions, NewInode, format, probe};
 use nvme_driver::file_disk::FileDisk;
+
+use crate::measure::median;
 
 /// Files in the folder at most.
 const FILES: u64 = 200;
@@ -22,26 +24,28 @@ trait Target {
     fn unlink(&mut self, i: u64);
 }
 
-/// Creates, renames and removes files until `seconds` have passed three times; prints how many of each in a second.
+/// Creates, renames and removes files until `seconds` have passed three times; prints how many of each in a second, and how
+/// many it were if all took as long as the median one: what others do to the disk meanwhile is not in that.
 fn drive(target: &mut impl Target, seconds: f64) {
-    let mut spent = [Duration::ZERO; 3];
-    let mut n = 0;
-    while spent.iter().sum::<Duration>().as_secs_f64() < 3.0 * seconds {
-        for (step, spent) in spent.iter_mut().enumerate() {
-            let begun = Instant::now();
+    let mut times: [Vec<f64>; 3] = Default::default();
+    let begun = Instant::now();
+    while begun.elapsed().as_secs_f64() < 3.0 * seconds {
+        for (step, times) in times.iter_mut().enumerate() {
             for i in 0..FILES {
+                let begun = Instant::now();
                 match step {
                     0 => target.create(i),
                     1 => target.rename(i),
                     _ => target.unlink(i),
                 }
+                times.push(begun.elapsed().as_secs_f64());
             }
-            *spent += begun.elapsed();
         }
-        n += FILES;
     }
-    let rates = spent.map(|t| format!("{:.0}", n as f64 / t.as_secs_f64()));
-    println!("{}", rates.join(" "));
+    for each in [|t: &Vec<f64>| t.iter().sum::<f64>() / t.len() as f64, |t: &Vec<f64>| median(t.clone())] {
+        print!("{} ", times.each_ref().map(|t| format!("{:.0}", 1.0 / each(t))).join(" "));
+    }
+    println!();
 }
 
 struct Ours {
