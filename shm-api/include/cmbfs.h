@@ -58,7 +58,12 @@ enum cmbfs_op {
   CMBFS_OP_PEER_MAP = 49,
   CMBFS_OP_PEER_DMA = 50,
   CMBFS_OP_PEER_REVOKE = 51,
-  CMBFS_OP_PEER_DETACH = 52
+  CMBFS_OP_PEER_DETACH = 52,
+  CMBFS_OP_LAYOUT_MAP = 64,
+  CMBFS_OP_LAYOUT_SHARE = 65,
+  CMBFS_OP_LAYOUT_COMMIT = 66,
+  CMBFS_OP_LAYOUT_RELEASE = 67,
+  CMBFS_OP_LAYOUT_RECALLS = 68
 };
 
 enum cmbfs_error {
@@ -85,7 +90,9 @@ enum cmbfs_error {
   CMBFS_E_NOT_RESIDENT = 32,
   CMBFS_E_PEER_FAULT = 33,
   CMBFS_E_UNSUPPORTED = 34,
-  CMBFS_E_INTERNAL = 35
+  CMBFS_E_INTERNAL = 35,
+  CMBFS_E_LEASED = 36,
+  CMBFS_E_STALE_LEASE = 37
 };
 
 struct cmbfs_error_body { /* the text follows */
@@ -230,6 +237,78 @@ struct cmbfs_commit_reply {
   uint64_t from_host;
 };
 
+/* Layouts: block numbers under a lease. */
+enum { CMBFS_LAYOUT_READ = 1, CMBFS_LAYOUT_WRITE = 2 };
+enum { CMBFS_EXTENT_HOLE = 0, CMBFS_EXTENT_UNWRITTEN = 1, CMBFS_EXTENT_WRITTEN = 2 };
+#define CMBFS_MAX_EXTENTS 512
+
+struct cmbfs_layout_map_request {
+  uint64_t handle;
+  uint64_t offset;
+  uint64_t len;
+  uint32_t access; /* CMBFS_LAYOUT_* */
+  uint32_t reserved;
+};
+
+struct cmbfs_layout_reply { /* count times cmbfs_extent_record */
+  uint64_t lease;
+  uint64_t device_generation;
+  uint64_t ino;
+  uint64_t size;
+  uint8_t uuid[16];
+  uint32_t block_size; /* of the device: what lba counts */
+  uint32_t access;
+  uint32_t count;
+  uint32_t reserved;
+};
+
+struct cmbfs_extent_record {
+  uint64_t offset;
+  uint64_t lba;
+  uint64_t blocks; /* of 4096 bytes */
+  uint32_t state;  /* CMBFS_EXTENT_* */
+  uint32_t reserved;
+};
+
+struct cmbfs_lease_request {
+  uint64_t lease;
+  uint64_t device_generation;
+};
+
+struct cmbfs_layout_commit_request { /* count times cmbfs_extent_record; the reply is the size, uint64_t */
+  uint64_t lease;
+  uint64_t device_generation;
+  uint64_t size;
+  uint32_t count;
+  uint32_t reserved;
+};
+
+struct cmbfs_layout_release_request {
+  uint64_t lease;
+  uint64_t device_generation;
+  uint64_t offset;
+  uint64_t len; /* 0: all of it */
+};
+
+struct cmbfs_recalls_reply { /* count times cmbfs_recall_record */
+  uint32_t count;
+  uint32_t more;
+};
+
+struct cmbfs_recall_record {
+  uint64_t lease;
+  uint64_t device_generation;
+  uint64_t offset;
+  uint64_t len;
+  uint64_t deadline; /* nanoseconds since 1970 */
+};
+
+/* How often something was asked back of this client's leases: a futex word in the ring region. */
+#define CMBFS_RING_RECALLS 448
+static inline uint32_t cmbfs_recalls(const void *ring) {
+  return __atomic_load_n((const uint32_t *)((const char *)ring + CMBFS_RING_RECALLS), __ATOMIC_ACQUIRE);
+}
+
 #define CMBFS_ASSERT_SIZE(type, n) _Static_assert(sizeof(struct type) == (n), #type)
 CMBFS_ASSERT_SIZE(cmbfs_header, 32);
 CMBFS_ASSERT_SIZE(cmbfs_hello_request, 8);
@@ -244,6 +323,14 @@ CMBFS_ASSERT_SIZE(cmbfs_fault_request, 24);
 CMBFS_ASSERT_SIZE(cmbfs_fault_reply, 16);
 CMBFS_ASSERT_SIZE(cmbfs_commit_request, 32);
 CMBFS_ASSERT_SIZE(cmbfs_commit_reply, 24);
+CMBFS_ASSERT_SIZE(cmbfs_layout_map_request, 32);
+CMBFS_ASSERT_SIZE(cmbfs_layout_reply, 64);
+CMBFS_ASSERT_SIZE(cmbfs_extent_record, 32);
+CMBFS_ASSERT_SIZE(cmbfs_lease_request, 16);
+CMBFS_ASSERT_SIZE(cmbfs_layout_commit_request, 32);
+CMBFS_ASSERT_SIZE(cmbfs_layout_release_request, 32);
+CMBFS_ASSERT_SIZE(cmbfs_recalls_reply, 8);
+CMBFS_ASSERT_SIZE(cmbfs_recall_record, 40);
 #undef CMBFS_ASSERT_SIZE
 
 /* The control pages. Map them read-only. */

@@ -21,7 +21,9 @@ import sys
 
 MAGIC, VERSION, REPLY, MAX_MESSAGE = 0x46424D43, 1, 0x8000, 32768
 HELLO, OPEN, CLOSE, STAT, LIST, MAP, UNMAP, FAULT = 1, 16, 17, 18, 20, 32, 33, 35
-OPEN_READ, MAP_HOST = 1, 2
+LAYOUT_MAP, LAYOUT_COMMIT, LAYOUT_RELEASE, LAYOUT_RECALLS = 64, 66, 67, 68
+OPEN_READ, OPEN_WRITE, MAP_HOST = 1, 2, 2
+HOLE, UNWRITTEN, WRITTEN = 0, 1, 2
 HEADER = struct.Struct("<IHHQIIII")
 MAX_WINDOWS = 1024
 
@@ -46,13 +48,14 @@ class Client:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.connect(path)
         body, fds = self._call(HELLO, struct.pack("<HHI", VERSION, VERSION, 0))
-        (control_len, _slots, _ring, cmb_len, cmb_offset, self.uuid, _version, _, self.cmb_reason,
+        (control_len, _slots, ring_len, cmb_len, cmb_offset, self.uuid, _version, _, self.cmb_reason,
          self.uid, self.number) = struct.unpack_from("<5Q16sHHIII", body)
         self.cmb_text = body[72:].decode()
         self._control = mmap.mmap(fds[0], control_len, mmap.MAP_SHARED, mmap.PROT_READ)
         # Loads of whole aligned words, which is what the protocol is made of.
         self._words = memoryview(self._control).cast("Q")
         self._halves = memoryview(self._control).cast("I")
+        self._ring = memoryview(mmap.mmap(fds[2], ring_len, mmap.MAP_SHARED, mmap.PROT_READ)).cast("I")
         self._cmb = None
         if self.cmb_reason == 0:
             self._cmb = mmap.mmap(fds[3], cmb_len, mmap.MAP_SHARED, mmap.PROT_READ, offset=cmb_offset)
@@ -112,9 +115,21 @@ class Client:
                 at += 32 + length
         return entries
 
-    def open(self, path):
-        """Opens a file for reading."""
-        body, fds = self._call(OPEN, struct.pack("<II", OPEN_READ, 0), path.encode())
+    @property
+    def recall_count(self):
+        """How often something was asked back of this client's layouts: no system call."""
+        return self._ring[448 // 4]
+
+    def recalls(self):
+        """What is asked back: (lease, device generation, offset, length, deadline in ns since 1970) each."""
+        body, _ = self._call(LAYOUT_RECALLS)
+        (count, _more) = struct.unpack_from("<II", body)
+        return [struct.unpack_from("<5Q", body, 8 + 40 * n) for n in range(count)]
+
+    def open(self, path, writable=False):
+        """Opens a file for reading; `writable`: for writing too, through a layout."""
+        flags = OPEN_READ | (OPEN_WRITE if writable else 0)
+        body, fds = self._call(OPEN, struct.pack("<II", flags, 0), path.encode())
         return File(self, *struct.unpack("<5Q", body), fds[0])
 
     def close(self):
@@ -139,6 +154,10 @@ class File:
         """Maps a range."""
         return Mapped(self, offset, length)
 
+    def map_blocks(self, offset, length, write=False):
+        """The device's blocks behind a range, under a lease (for the server's own user)."""
+        return Layout(self, offset, length, write)
+
     def read(self):
         """The whole file."""
         return self.map(0, self.size).read(0, self.size) if self.size else b""
@@ -153,6 +172,29 @@ class File:
 
     def __exit__(self, *_):
         self.close()
+
+
+class Layout:
+    """Block numbers and the right to use them. `extents` are (file offset, lba, blocks of 4 KiB, state) each."""
+
+    def __init__(self, file, offset, length, write):
+        self._client = file._client
+        request = struct.pack("<QQQII", file._handle, offset, length, 2 if write else 1, 0)
+        body, _ = self._client._call(LAYOUT_MAP, request)
+        (self.lease, self.device_generation, self.ino, self.size, self.uuid, self.block_size, _, count,
+         _) = struct.unpack_from("<4Q16s4I", body)
+        self.extents = [struct.unpack_from("<QQQI", body, 64 + 32 * n) for n in range(count)]
+
+    def commit(self, size=0):
+        """What was written to the blocks becomes the file's contents, durably, at least `size` bytes long."""
+        records = b"".join(struct.pack("<QQQII", *extent, 0) for extent in self.extents)
+        head = struct.pack("<QQQII", self.lease, self.device_generation, size, len(self.extents), 0)
+        body, _ = self._client._call(LAYOUT_COMMIT, head + records)
+        return struct.unpack("<Q", body)[0]
+
+    def release(self, offset=0, length=0):
+        """Gives a part back, or all of it."""
+        self._client._call(LAYOUT_RELEASE, struct.pack("<4Q", self.lease, self.device_generation, offset, length))
 
 
 class Mapped:

@@ -26,7 +26,10 @@ fn has(program: &str) -> bool {
 }
 
 fn served(bytes: &[u8]) -> (Serving, shm_api::client::Client) {
-    let serving = Serving::start(SMALL);
+    served_by(Serving::start(SMALL), bytes)
+}
+
+fn served_by(serving: Serving, bytes: &[u8]) -> (Serving, shm_api::client::Client) {
     let client = serving.client();
     client.mkdir("/d", 0o755).unwrap();
     let file = client.open("/d/file", OpenMode::create()).unwrap();
@@ -116,6 +119,65 @@ fn a_python_client_lists_opens_and_reads_on_while_windows_move() {
     assert_eq!(text, "revoke\n");
     client.revoke("/d/file").unwrap();
     python.stdin.take().unwrap().write_all(b"\n").unwrap();
+    out.read_to_string(&mut text).unwrap();
+    assert!(python.wait().unwrap().success() && text.ends_with("ok\n"), "{text}");
+}
+
+const BLOCKS: &str = r#"
+import os, sys, time
+sys.path.insert(0, sys.argv[1])
+from cmbfs_client import Client, CmbfsError, UNWRITTEN, WRITTEN
+image = os.open(sys.argv[3], os.O_RDWR)
+with Client(sys.argv[2]) as client, client.open("/d/file", writable=True) as file:
+    layout = file.map_blocks(0, 8192, write=True)
+    assert layout.uuid == client.uuid and [e[3] for e in layout.extents] == [WRITTEN], layout.extents
+    first = os.pread(image, 8192, layout.extents[0][1] * layout.block_size)
+    assert first == bytes((i ^ (i >> 9)) & 255 for i in range(8192))
+    os.pwrite(image, b"z" * 8192, layout.extents[0][1] * layout.block_size)
+    assert layout.commit() == 200001
+    assert client.recall_count == 0 and client.recalls() == []
+    print("read", flush=True)
+    while client.recall_count == 0:
+        time.sleep(0.001)
+    (lease, generation, offset, length, deadline) = client.recalls()[0]
+    assert (lease, generation, offset, length) == (layout.lease, layout.device_generation, 0, 8192)
+    layout.release(offset, length)
+    assert client.recalls() == []
+    try:
+        layout.commit()
+    except CmbfsError as error:
+        assert error.code == 37, error
+    else:
+        raise AssertionError
+print("ok")
+"#;
+
+#[test]
+fn a_python_client_writes_by_block_numbers_until_they_are_recalled() {
+    if !has("python3") {
+        return;
+    }
+    use std::io::{BufRead, BufReader, Read};
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("disk.img");
+    let url = format!("emu:{}?size=64M&cmb=4M", image.display());
+    let (serving, client) =
+        served_by(Serving::start(common::Setup { url: &url, ..SMALL }), &pattern(200_001));
+    let mut python = Command::new("python3")
+        .args(["-c", BLOCKS])
+        .arg(here().join("python"))
+        .arg(&serving.socket)
+        .arg(&image)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = BufReader::new(python.stdout.take().unwrap());
+    let mut text = String::new();
+    out.read_line(&mut text).unwrap();
+    assert_eq!(text, "read\n");
+    let mut bytes = vec![0; 8193];
+    client.open("/d/file", OpenMode::read()).unwrap().read_at(0, &mut bytes).unwrap();
+    assert!(bytes[..8192].iter().all(|&b| b == b'z') && bytes[8192] == pattern(8193)[8192]);
     out.read_to_string(&mut text).unwrap();
     assert!(python.wait().unwrap().success() && text.ends_with("ok\n"), "{text}");
 }

@@ -57,6 +57,8 @@ fn stranger(socket: &Path) {
     let paths = mapped.paths();
     assert!(paths.host_reads == 2 && paths.cmb_reads == 0, "{paths:?}");
     assert!(matches!(mapped.write(0, b"x"), Err(ClientError::ReadOnly { .. })));
+    denied(public.map_blocks(0, 4096, shm_api::client::Access::Read));
+    denied(client.share_layout(shm_api::client::LeaseName { id: 1, device_generation: 0 }));
     denied(public.truncate(0));
     denied(public.commit());
 

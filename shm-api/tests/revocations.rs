@@ -21,7 +21,8 @@ use shm_api::client::{Client, Mapped, OpenMode};
 const WINDOW: usize = 16 * 1024;
 const WINDOWS: usize = 2;
 const READERS: usize = 4;
-const SETUP: Setup<'static> = Setup { url: "emu:ram?size=16M&cmb=32K", window: WINDOW, grace_ms: 1000 };
+const SETUP: Setup<'static> =
+    Setup { url: "emu:ram?size=16M&cmb=32K", window: WINDOW, grace_ms: 1000, ..common::SMALL };
 
 /// A word of the file: version, window and place in it. Poison has the top bit set.
 fn word(version: u64, window: usize, index: usize) -> u64 {

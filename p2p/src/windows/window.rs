@@ -73,6 +73,8 @@ pub struct WindowStatus {
     pub dirty_pages: usize,
     /// Clients that hold it.
     pub holders: usize,
+    /// Clients of those that hold it for writing.
+    pub writers: usize,
     /// Whether it is moving.
     pub moving: bool,
     /// Peer mappings of it.
@@ -92,6 +94,7 @@ impl Windows {
             at: w.at,
             dirty_pages: w.dirty.len(),
             holders: w.holders.len(),
+            writers: w.holders.iter().filter(|h| h.dirty_word.is_some()).count(),
             moving: w.moving.is_some(),
             peers: w.peers,
         })

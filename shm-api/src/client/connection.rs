@@ -13,7 +13,7 @@ use super::error::ClientError;
 use crate::protocol::messages::{CMB_GIVEN, Empty, FaultRequest, HelloReply, HelloRequest};
 use crate::protocol::wire::Wire;
 use crate::protocol::{Message, Op, VERSION, header};
-use crate::transport::ring::{ClientRing, RING_FAULT, RING_TOUCH, RingReply, RingRequest};
+use crate::transport::ring::{ClientRing, RING_FAULT, RING_TOUCH, RecallWord, RingReply, RingRequest};
 use crate::transport::socket::Socket;
 
 /// How long to wait for an answer of a server that lives.
@@ -34,6 +34,7 @@ pub(crate) struct Connection {
     pub(crate) cmb_text: String,
     /// This client's number on the server.
     pub(crate) id: u32,
+    pub(crate) recalls: RecallWord,
 }
 
 /// A reply with what came with it.
@@ -84,8 +85,10 @@ impl Connection {
         } else {
             None
         };
+        let recalls = RecallWord::of(Arc::clone(&ring));
         let ring = Mutex::new(ClientRing::attach(ring)?);
-        Ok(Self { socket, next: Mutex::new(2), ring, control, region, cmb, cmb_text, id: hello.client })
+        let next = Mutex::new(2);
+        Ok(Self { socket, next, ring, control, region, cmb, cmb_text, id: hello.client, recalls })
     }
 
     /// Whether the server lives, by its robust word: no system call.

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use super::connection::Reply;
+use super::layout::{Access, Layout};
 use super::mapped::Mapped;
 use super::{Client, ClientError, RevokeReport, Stat};
 use crate::protocol::messages::{
@@ -228,6 +229,13 @@ impl File {
         let request = TruncateRequest { handle: self.inner.handle, size };
         let _: Empty = self.connection().ask(Op::Truncate, "a truncation", &request, &[])?;
         Ok(())
+    }
+
+    /// Hands out the device's blocks behind a range, under a lease. For writing the file must be open for writing; holes get blocks
+    /// first, so that no later write meets a full device. Windows over the range leave, and come back when the lease ends: whoever
+    /// wants one there meanwhile recalls the lease, this client too. Only for clients that run as the server's user.
+    pub fn map_blocks(&self, offset: u64, len: u64, access: Access) -> Result<Layout, ClientError> {
+        Layout::map(self, offset, len, access)
     }
 
     /// Moves the window that holds `offset` out of the CMB.

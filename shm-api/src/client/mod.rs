@@ -3,6 +3,7 @@
 //! * [`Client`]: a connection; everything that goes by path
 //! * [`File`]: an open file: mapping, whole reads and writes, commit
 //! * [`Mapped`]: a range of it in memory; reads and writes without system calls
+//! * [`Layout`]: block numbers under a lease, for the server's own user
 //! * [`Peer`]: an emulated device that does DMA to mapped windows
 //! * [`PathCounts`]: which path the bytes took
 //!
@@ -23,6 +24,7 @@
 mod connection;
 mod error;
 mod file;
+mod layout;
 mod mapped;
 mod path_counts;
 mod peer;
@@ -33,6 +35,7 @@ use std::sync::Arc;
 
 pub use error::ClientError;
 pub use file::{CommitReport, File, OpenMode};
+pub use layout::{Access, BlockState, Extent, Layout, LeaseName, Recall};
 pub use mapped::Mapped;
 pub use path_counts::PathCounts;
 pub use peer::{Peer, PeerWindow};

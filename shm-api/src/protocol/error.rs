@@ -74,6 +74,10 @@ codes! {
     Unsupported = 34,
     /// The part of the server that was asked failed; the text says how.
     Internal = 35,
+    /// A lease is in the way, and is being recalled: ask again.
+    Leased = 36,
+    /// The lease is not valid any more: returned, fenced, of another device generation, or its blocks are others by now.
+    StaleLease = 37,
 }
 
 wire_struct! {
@@ -127,7 +131,8 @@ impl ErrorCode {
             Self::Damaged => libc::EUCLEAN,
             Self::Device | Self::DataLost | Self::Internal => libc::EIO,
             Self::TooBig => libc::EFBIG,
-            Self::NotResident => libc::EAGAIN,
+            Self::NotResident | Self::Leased => libc::EAGAIN,
+            Self::StaleLease => libc::ESTALE,
             Self::PeerFault => libc::EFAULT,
             Self::Unsupported => libc::EOPNOTSUPP,
         };

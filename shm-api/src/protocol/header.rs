@@ -111,6 +111,16 @@ ops! {
     PeerRevoke = 51,
     /// Detach a peer.
     PeerDetach = 52,
+    /// Get the device's blocks behind a range of an open file, under a lease.
+    LayoutMap = 64,
+    /// Hold a lease that another process was given.
+    LayoutShare = 65,
+    /// Make what was written to leased blocks the file's contents, durably.
+    LayoutCommit = 66,
+    /// Give a lease or a part of it back.
+    LayoutRelease = 67,
+    /// What is asked back of the leases that this connection holds.
+    LayoutRecalls = 68,
 }
 
 /// A message whose header has been checked. The body is decoded by [`body`](Self::body).

@@ -35,6 +35,45 @@ wire_struct! {
     }
 }
 
+/// `state`: no blocks; reads as zeros.
+pub const EXTENT_HOLE: u32 = 0;
+/// `state`: blocks that read as zeros until they are committed, whatever the device holds there.
+pub const EXTENT_UNWRITTEN: u32 = 1;
+/// `state`: blocks with the file's bytes.
+pub const EXTENT_WRITTEN: u32 = 2;
+
+wire_struct! {
+    /// Adjoining blocks of the device behind adjoining blocks of a file.
+    ExtentRecord {
+        /// Where in the file, in bytes.
+        offset: u64,
+        /// First logical block on the device; 0 for a hole.
+        lba: u64,
+        /// Length in blocks of 4 KiB.
+        blocks: u64,
+        /// `EXTENT_*`.
+        state: u32,
+        /// Always 0.
+        reserved: u32,
+    }
+}
+
+wire_struct! {
+    /// A range that is asked back.
+    RecallRecord {
+        /// The lease.
+        lease: u64,
+        /// Its device generation.
+        device_generation: u64,
+        /// First byte.
+        offset: u64,
+        /// Number of bytes.
+        len: u64,
+        /// When the lease ends without its holder's word: nanoseconds since 1970.
+        deadline: u64,
+    }
+}
+
 wire_struct! {
     /// How many transfers took a path, and why.
     PathRecord {
@@ -130,15 +169,24 @@ pub fn dir_entries(mut tail: &[u8], count: u32) -> Result<Vec<DirEntry>, WireErr
     if tail.is_empty() { Ok(entries) } else { Err(short("what follows the last directory entry")) }
 }
 
-/// Decodes `count` windows, after which nothing may follow.
-pub fn windows(mut tail: &[u8], count: u32) -> Result<Vec<WindowRecord>, WireError> {
-    let mut windows = Vec::new();
+/// Decodes `count` records of a fixed size, after which nothing may follow. `what` is one of them, in words.
+pub fn fixed<T: Wire>(mut tail: &[u8], count: u32, what: &str) -> Result<Vec<T>, WireError> {
+    let mut records = Vec::new();
     for _ in 0..count {
-        let (record, rest) = WindowRecord::take(tail).ok_or_else(|| short("a window"))?;
-        windows.push(record);
+        let (record, rest) = T::take(tail).ok_or_else(|| short(what))?;
+        records.push(record);
         tail = rest;
     }
-    if tail.is_empty() { Ok(windows) } else { Err(short("what follows the last window")) }
+    if tail.is_empty() {
+        Ok(records)
+    } else {
+        Err(short(&format!("what follows the last of {count}: {what}")))
+    }
+}
+
+/// Decodes `count` windows, after which nothing may follow.
+pub fn windows(tail: &[u8], count: u32) -> Result<Vec<WindowRecord>, WireError> {
+    fixed(tail, count, "a window")
 }
 
 /// Appends one path counter.

@@ -9,7 +9,7 @@ use nvme_driver::mem::Mapping;
 use p2p::windows::{ClientId, Config, Scope, Windows, WindowsError};
 
 use super::backing::FileBacking;
-use super::jobs::{Job, Work};
+use super::jobs::{Answer, Job, Work};
 use super::raw::{Allocation, is_raw};
 use super::session::{OpenFile, ReplyTo, Session};
 use super::{ServerError, ServerOptions};
@@ -59,6 +59,8 @@ pub(crate) struct Core {
     pub(super) closed: VecDeque<u64>,
     pub(super) jobs: Vec<Job>,
     pub(super) counts: Counts,
+    pub(super) leases: super::leases::Leases,
+    pub(super) fence: Option<super::Fence>,
     unread: Vec<u32>,
     pending: bool,
     deadline: Option<u64>,
@@ -112,6 +114,9 @@ impl Core {
             ..Config::default()
         };
         let mut backing = FileBacking::new(fs);
+        // Leases of a server before this one are stale: a number that none of them had.
+        let generation = extent_fs::system_time().max(backing.fs.device_generation() + 1);
+        backing.fs.set_device_generation(generation);
         let cmb = backing.fs.disk().cmb().cloned();
         let auto = cmb.as_ref().map_or(p2p::windows::Placement::Auto, measured);
         let windows = Windows::new(cmb, config)?;
@@ -132,6 +137,8 @@ impl Core {
             closed: VecDeque::new(),
             jobs: Vec::new(),
             counts: Counts::default(),
+            leases: super::leases::Leases::default(),
+            fence: options.fence.clone(),
             unread: Vec::new(),
             pending: false,
             deadline: None,
@@ -157,6 +164,11 @@ impl Core {
         self.deadline
     }
 
+    /// Something is to be looked at again soon.
+    pub(super) fn keep_polling(&mut self) {
+        self.pending = true;
+    }
+
     /// Whether somebody waits for it.
     pub(crate) fn has_jobs(&self) -> bool {
         !self.jobs.is_empty()
@@ -168,6 +180,12 @@ impl Core {
         let polled = self.windows.poll(&mut self.backing, now);
         (self.pending, self.deadline) = (polled.pending, polled.deadline);
         let mut busy = polled.worked;
+        self.step_leases(|id| {
+            let ring = sessions.get(&id).and_then(|s| s.ring.as_ref());
+            if let Some(Err(e)) = ring.map(|ring| ring.recall()) {
+                tracing::warn!(id, "a client cannot be told of a recall: {e}");
+            }
+        });
         let mut waiting = Vec::new();
         for mut job in std::mem::take(&mut self.jobs) {
             match self.advance(&mut job, now) {
@@ -175,7 +193,13 @@ impl Core {
                 Some(result) => {
                     busy = true;
                     let Some((id, to)) = job.to else { continue };
-                    let Some(session) = sessions.get_mut(&id) else { continue };
+                    let Some(session) = sessions.get_mut(&id) else {
+                        if let Ok(Answer::Layout(granted)) = &result {
+                            // Nobody was told of it.
+                            self.leave_layout(granted.lease, id);
+                        }
+                        continue;
+                    };
                     if let Work::Commit { handle, losses, .. } = job.work
                         && let Some(file) = session.files.get_mut(&handle)
                     {
@@ -311,13 +335,14 @@ impl Core {
             self.windows.client_died(client, &mut self.backing, now);
         }
         session.maps.clear();
+        self.release_layouts(session.id);
         self.close_everything(session, now);
     }
 
-    /// The client's connection is gone but its process lives. True: it still had windows, and is to be watched until it dies.
+    /// The client's connection is gone but its process lives. True: it still had windows or leases, and is to be watched until it dies.
     pub(crate) fn client_left(&mut self, session: &mut Session, now: u64) -> bool {
         let Some(client) = session.client else { return false };
-        if session.maps.is_empty() {
+        if session.maps.is_empty() && self.leases.of(session.id).is_empty() {
             // It gave everything back before it left.
             self.client_died(session, now);
             return false;
@@ -356,8 +381,9 @@ impl Core {
     /// Queues work whose answer goes to a client. Gives it back if the client has too much under way already.
     pub(super) fn begin(&mut self, session: u32, to: ReplyTo, work: Work) -> Result<(), WireError> {
         let under_way = self.jobs.iter().filter(|job| job.to.is_some_and(|(id, _)| id == session)).count();
-        // A cut has begun already and must be finished in any case; it keeps its place, and its sender is the first to be held up.
-        if under_way >= MAX_IN_FLIGHT && !matches!(work, Work::Truncate { .. }) {
+        // These have begun already and must be finished in any case; they keep their place, and their sender is the first to be held up.
+        let begun = matches!(work, Work::Truncate { .. } | Work::Layout(_) | Work::LayoutCommit { .. });
+        if under_way >= MAX_IN_FLIGHT && !begun {
             let text = format!("{MAX_IN_FLIGHT} requests are under way already; wait for their replies");
             return Err(WireError::new(ErrorCode::TooMany, text));
         }

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use extent_fs::{Falloc, Kind};
+use extent_fs::{Access, Falloc, Kind};
 use p2p::windows::{ClientId, PeerId, Scope, Want};
 
 use super::core::{Core, windows_error};
@@ -108,6 +108,7 @@ impl Core {
         &mut self,
         session: &mut Session,
         request: &m::MapRequest,
+        now: u64,
     ) -> Result<(m::MapReply, Vec<u8>), WireError> {
         let write = request.flags & m::MAP_WRITE != 0;
         if request.flags & !m::MAP_ALL != 0 || request.reserved != 0 || request.len == 0 {
@@ -131,6 +132,7 @@ impl Core {
             }
         } else if write {
             self.reserve(file.ino, request.offset, end.min(first + count * size))?;
+            self.leave_to_readers(file.ino, first..first + count * size, now)?;
         }
         let Some(client) = session.client else { return Err(invalid("no hello yet")) };
         let mut held = Vec::new();
@@ -239,7 +241,9 @@ impl Core {
             }
             RING_TOUCH => {
                 // A hint, wrong or late as it may be: looking the window up marks it as used.
-                if let Ok(slot) = self.held_slot(session, entry.handle, entry.offset) {
+                if let Ok(slot) = self.held_slot(session, entry.handle, entry.offset)
+                    && !self.is_leased(slot)
+                {
                     let _ = self.windows.ensure(slot, Want::Auto, &mut self.backing, now);
                 }
                 Ok(())
@@ -400,6 +404,10 @@ impl Core {
             return Err(invalid(format!("a read of {} bytes at {}", request.len, request.offset)));
         };
         let mut bytes = vec![0; request.len as usize];
+        if request.len > 0 {
+            let (offset, len) = (request.offset, u64::from(request.len));
+            self.backing.fs.make_way(file.ino, offset, len, Access::Read).map_err(|e| fs_error(&e))?;
+        }
         self.windows
             .read_through(file.ino, request.offset..end, &mut bytes, &mut self.backing)
             .map_err(|e| windows_error(&e))?;

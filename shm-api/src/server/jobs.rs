@@ -8,17 +8,19 @@ use p2p::layout::Home;
 use p2p::windows::{Ensured, PeerPath, Progress, Report, Ticket, Want};
 
 use super::core::{Core, windows_error};
+use super::layouts::{Granted, Wanted};
 use super::names::fs_error;
 use super::session::{PeerEntry, ReplyTo};
 use crate::protocol::messages::{
-    CommitReply, FaultReply, OpenReply, PLACE_CMB, PLACE_HOST, PLACE_NONE, PeerMapReply, RevokeReply,
+    CommitReply, FaultReply, LayoutCommitReply, OpenReply, PLACE_CMB, PLACE_HOST, PLACE_NONE, PeerMapReply,
+    RevokeReply,
 };
 use crate::protocol::{ErrorCode, WireError};
 
 /// Windows written back in one turn of a commit, so that others get theirs.
 const WINDOWS_PER_TURN: u64 = 8;
 /// Longest that one request waits for a window that is moving, in nanoseconds. The client asks again.
-const PATIENCE: u64 = 5_000_000_000;
+pub(super) const PATIENCE: u64 = 5_000_000_000;
 
 /// A job, and who waits for it.
 pub(crate) struct Job {
@@ -52,6 +54,10 @@ pub(super) enum Work {
     Forget { ino: u64, ticket: Ticket },
     /// A closed file's windows are to go, to make room for others.
     Retire { ino: u64, ticket: Ticket },
+    /// A client is to have block numbers.
+    Layout(Box<Wanted>),
+    /// What a layout's holder wrote is to be durable, when the windows over it are gone.
+    LayoutCommit { ino: u64, ticket: Ticket },
     /// A peer is to reach a window.
     PeerMap { peer: PeerEntry, slot: u32, write: bool, since: u64 },
 }
@@ -64,6 +70,8 @@ pub(super) enum Answer {
     Revoke(RevokeReply),
     Commit(CommitReply),
     PeerMap(PeerMapReply),
+    Layout(Box<Granted>),
+    LayoutCommit(LayoutCommitReply),
 }
 
 fn retry(text: &str) -> WireError {
@@ -99,6 +107,9 @@ impl Core {
             }
             Work::Commit { ino, at, end, size, from_cmb, from_host, losses, .. } => {
                 let step = (*at + WINDOWS_PER_TURN * self.window_size as u64).min(*end);
+                if self.awaits_lease(*ino, &(*at..step)) {
+                    return None;
+                }
                 match self.windows.commit(*ino, &(*at..step), &mut self.backing) {
                     Ok(done) => {
                         *from_cmb += done.cmb_bytes;
@@ -144,10 +155,16 @@ impl Core {
             Work::Retire { ino, ticket } => {
                 let ino = *ino;
                 let report = self.done(*ticket)?;
-                if report.failed.is_empty() && !self.opened.contains_key(&ino) {
+                let wanted = self.opened.contains_key(&ino) || self.leases.has_file(ino);
+                if report.failed.is_empty() && !wanted {
                     self.windows.remove_object(ino);
                 }
                 Some(Ok(Answer::Nothing))
+            }
+            Work::Layout(wanted) => self.advance_layout(wanted, now),
+            Work::LayoutCommit { ino, ticket } => {
+                let (ino, ticket) = (*ino, *ticket);
+                self.advance_layout_commit(ino, ticket)
             }
             Work::PeerMap { peer, slot, write, since } => {
                 let (id, slot, write) = (peer.id, *slot, *write);
@@ -175,7 +192,7 @@ impl Core {
     }
 
     /// The report of a revocation that is through.
-    fn done(&mut self, ticket: Ticket) -> Option<Report> {
+    pub(super) fn done(&mut self, ticket: Ticket) -> Option<Report> {
         match self.windows.progress(ticket) {
             Some(Progress::Pending(_)) => None,
             Some(Progress::Done(report)) => {
@@ -196,6 +213,9 @@ impl Core {
         leave_cmb: bool,
         now: u64,
     ) -> Option<Result<Answer, WireError>> {
+        if self.is_leased(slot) {
+            return None;
+        }
         let ensured = match self.windows.ensure(slot, want, &mut self.backing, now) {
             Ok(ensured) => ensured,
             Err(e) => return Some(Err(windows_error(&e))),

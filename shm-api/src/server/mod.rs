@@ -4,6 +4,7 @@
 //! * `session`, `outbox`: one client's connection, and what waits to be sent to it
 //! * `core`: what is open, and by whom; the joint state
 //! * `requests`, `files`, `raw`, `names`, `peers`: what clients ask for
+//! * `layouts`, `leases`: block numbers for clients, and who holds them
 //! * `jobs`: what takes longer than one turn
 //! * `permission`: who may do what (P8)
 //! * `backing`: where a window's bytes are on the drive
@@ -22,6 +23,8 @@ mod backing;
 mod core;
 mod files;
 mod jobs;
+mod layouts;
+mod leases;
 mod names;
 mod outbox;
 mod peers;
@@ -49,6 +52,32 @@ pub use stop::StopHandle;
 use crate::Placement;
 use crate::transport::listener::Listener;
 
+/// What makes further access by a silent holder of a layout impossible: deletes its queue, unmaps its device, ends its process.
+///
+/// It gets what is asked back of which lease and the processes that hold it, and says whether it could. Without one, or where it
+/// could not, the file moves off the holder's blocks instead, and they stay out of use until the holder is gone.
+#[derive(Clone)]
+pub struct Fence(FenceFn);
+
+type FenceFn = std::sync::Arc<dyn Fn(&extent_fs::Recall, &[i32]) -> bool + Send + Sync>;
+
+impl Fence {
+    /// A fence that calls `fence` on the server's thread: it is to return within the time that others may wait.
+    pub fn new(fence: impl Fn(&extent_fs::Recall, &[i32]) -> bool + Send + Sync + 'static) -> Self {
+        Self(std::sync::Arc::new(fence))
+    }
+
+    fn fence(&self, recall: &extent_fs::Recall, pids: &[i32]) -> bool {
+        (self.0)(recall, pids)
+    }
+}
+
+impl std::fmt::Debug for Fence {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Fence")
+    }
+}
+
 /// How to serve.
 #[derive(Clone, Debug)]
 pub struct ServerOptions {
@@ -66,6 +95,8 @@ pub struct ServerOptions {
     pub refusals: Refusals,
     /// How dirty pages are written back in the background; `None`: on commit and eviction only.
     pub write_back: Option<WriteBack>,
+    /// For holders of layouts that do not answer a recall.
+    pub fence: Option<Fence>,
 }
 
 impl ServerOptions {
@@ -79,6 +110,7 @@ impl ServerOptions {
             placement: Placement::Auto,
             refusals: Refusals::default(),
             write_back: Some(WriteBack::default()),
+            fence: None,
         }
     }
 }

@@ -30,6 +30,8 @@ pub(crate) fn fs_error(error: &extent_fs::FsError) -> WireError {
         E::Device(_) => ErrorCode::Device,
         E::TooLarge { .. } => ErrorCode::TooBig,
         E::Invalid { .. } => ErrorCode::Invalid,
+        E::LeaseConflict { .. } => ErrorCode::Leased,
+        E::StaleLease { .. } => ErrorCode::StaleLease,
         _ => ErrorCode::Internal,
     };
     WireError { code, errno: error.errno().unsigned_abs(), text: error.to_string() }

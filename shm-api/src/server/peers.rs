@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
+use extent_fs::Access;
 use p2p::counters::{Path, Reason};
 use p2p::peer::EmulatedEngine;
 use p2p::windows::Scope;
@@ -9,6 +10,7 @@ use rustix::fs::{SealFlags, fcntl_add_seals};
 
 use super::core::{Core, windows_error};
 use super::jobs::{Job, Work};
+use super::names::fs_error;
 use super::session::{PeerEntry, Session};
 use crate::protocol::messages as m;
 use crate::protocol::{ErrorCode, WireError};
@@ -63,6 +65,10 @@ impl Core {
             Ok(slot) => slot,
             Err(_) => self.windows.window_at(file.ino, request.offset).map_err(|e| windows_error(&e))?,
         };
+        if let Some(w) = self.windows.status(slot) {
+            let access = if write { Access::Write } else { Access::Read };
+            self.backing.fs.make_way(w.object, w.offset, w.len as u64, access).map_err(|e| fs_error(&e))?;
+        }
         Ok(Work::PeerMap { peer, slot, write, since: now })
     }
 

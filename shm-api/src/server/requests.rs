@@ -72,6 +72,10 @@ impl Session {
                 Ok(Answer::Revoke(body)) => self.reply(op, request, &body, &[], Vec::new()),
                 Ok(Answer::Commit(body)) => self.reply(op, request, &body, &[], Vec::new()),
                 Ok(Answer::PeerMap(body)) => self.reply(op, request, &body, &[], Vec::new()),
+                Ok(Answer::Layout(granted)) => {
+                    self.reply(op, request, &granted.body, &granted.extents, Vec::new())
+                }
+                Ok(Answer::LayoutCommit(body)) => self.reply(op, request, &body, &[], Vec::new()),
                 Err(error) => self.reply_error(op, request, &error),
             }?),
         }
@@ -205,7 +209,7 @@ impl Core {
                 Some(work) => self.later(session, op, id, work),
             },
             Op::Map => {
-                let (body, tail) = self.map(session, &message.body_only()?)?;
+                let (body, tail) = self.map(session, &message.body_only()?, now)?;
                 Ok(Outcome::Reply(body.to_bytes(), tail, Vec::new()))
             }
             Op::Unmap => {
@@ -243,6 +247,27 @@ impl Core {
                 let path = records::one_text(path)?;
                 let work = self.set_placement(session, &body, &path, now)?;
                 self.later(session, op, id, work)
+            }
+            Op::LayoutMap => {
+                let work = self.start_layout(session, &message.body_only()?, now)?;
+                self.later(session, op, id, work)
+            }
+            Op::LayoutShare => {
+                let granted = self.share_layout(session, &message.body_only()?)?;
+                Ok(Outcome::Reply(granted.body.to_bytes(), granted.extents, Vec::new()))
+            }
+            Op::LayoutCommit => {
+                let work = self.start_layout_commit(session, message, now)?;
+                self.later(session, op, id, work)
+            }
+            Op::LayoutRelease => {
+                self.release_layout(session, &message.body_only()?)?;
+                done()
+            }
+            Op::LayoutRecalls => {
+                message.body_only::<m::Empty>()?;
+                let (body, tail) = self.layout_recalls(session);
+                Ok(Outcome::Reply(body.to_bytes(), tail, Vec::new()))
             }
             Op::PeerAttach => {
                 let (body, fd) = self.attach_peer(session, &message.body_only()?)?;

@@ -8,7 +8,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicU32, Ordering, fence};
 
 use nvme_driver::mem::{MapError, Mapping, OutOfRange};
 use rustix::fs::{SealFlags, fcntl_add_seals};
@@ -45,6 +45,8 @@ pub mod word {
     pub const CLIENT_SLEEPS: usize = 320;
     /// `u32`, the server's: requests taken, ever (wraps).
     pub const REQUEST_HEAD: usize = 384;
+    /// `u32`, the server's: raised when something more is asked back of a lease that this client holds. A futex.
+    pub const RECALLS: usize = 448;
     /// First request entry.
     pub const REQUESTS: usize = 4096;
     /// First reply entry.
@@ -174,6 +176,14 @@ impl ServerRing {
         Ok(())
     }
 
+    /// Says that something is asked back of the client's leases.
+    pub fn recall(&self) -> Result<(), RingError> {
+        let word = self.memory.u32_at(word::RECALLS)?;
+        word.fetch_add(1, Ordering::Release);
+        futex::wake(word, futex::Flags::empty(), u32::MAX >> 1).map_err(|e| RingError::Io(e.into()))?;
+        Ok(())
+    }
+
     /// Says that the server is about to sleep; returns whether it may: no request is waiting.
     pub fn about_to_sleep(&self) -> Result<bool, RingError> {
         self.memory.u32_at(word::SERVER_SLEEPS)?.store(1, Ordering::Relaxed);
@@ -246,17 +256,46 @@ impl ClientRing {
         let tail = self.memory.u32_at(word::REPLY_TAIL)?;
         sleeps.store(1, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        let timeout = futex::Timespec {
-            tv_sec: i64::from(milliseconds / 1000),
-            tv_nsec: i64::from(milliseconds % 1000) * 1_000_000,
-        };
-        let slept = futex::wait(tail, futex::Flags::empty(), self.taken, Some(&timeout));
+        let slept = futex_wait(tail, self.taken, milliseconds);
         sleeps.store(0, Ordering::Relaxed);
-        match slept {
+        slept
+    }
+}
+
+/// Counts recalls, in the ring's memory: known without a system call, and without the ring's lock.
+#[derive(Clone, Debug)]
+pub struct RecallWord(Arc<Mapping>);
+
+impl RecallWord {
+    /// The word of a ring region.
+    pub fn of(memory: Arc<Mapping>) -> Self {
+        Self(memory)
+    }
+
+    /// How often something was asked back so far (wraps).
+    pub fn count(&self) -> Result<u32, RingError> {
+        Ok(self.0.u32_at(word::RECALLS)?.load(Ordering::Acquire))
+    }
+
+    /// Sleeps until the count is another than `seen`, or `milliseconds` have passed. Returns the count.
+    pub fn wait(&self, seen: u32, milliseconds: u32) -> Result<u32, RingError> {
+        let word = self.0.u32_at(word::RECALLS)?;
+        futex_wait(word, seen, milliseconds)?;
+        Ok(word.load(Ordering::Acquire))
+    }
+}
+
+/// Sleeps on a word while it is `value`, for so long at most.
+fn futex_wait(word: &AtomicU32, value: u32, milliseconds: u32) -> Result<(), RingError> {
+    let timeout = futex::Timespec {
+        tv_sec: i64::from(milliseconds / 1000),
+        tv_nsec: i64::from(milliseconds % 1000) * 1_000_000,
+    };
+    match futex::wait(word, futex::Flags::empty(), value, Some(&timeout)) {
+        Ok(()) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR | rustix::io::Errno::TIMEDOUT) => {
             Ok(())
-            | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR | rustix::io::Errno::TIMEDOUT) => Ok(()),
-            Err(e) => Err(RingError::Io(e.into())),
         }
+        Err(e) => Err(RingError::Io(e.into())),
     }
 }
 

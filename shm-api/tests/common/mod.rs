@@ -23,12 +23,20 @@ pub struct Setup<'a> {
     pub url: &'a str,
     pub window: usize,
     pub grace_ms: u64,
+    /// How long a layout's holder may leave a recall unanswered.
+    pub lease_grace_ms: u64,
 }
 
-pub const SMALL: Setup<'static> = Setup { url: "emu:ram?size=64M&cmb=4M", window: 64 * 1024, grace_ms: 20 };
+pub const SMALL: Setup<'static> =
+    Setup { url: "emu:ram?size=64M&cmb=4M", window: 64 * 1024, grace_ms: 20, lease_grace_ms: 20_000 };
 
 /// Opens the device and mounts it, formatting it first if it is empty.
 pub fn filesystem(url: &str) -> Filesystem<Box<dyn nvme_driver::disk::Disk>> {
+    mounted(Setup { url, ..SMALL })
+}
+
+fn mounted(setup: Setup<'_>) -> Filesystem<Box<dyn nvme_driver::disk::Disk>> {
+    let url = setup.url;
     let device = nvme_driver::open(&url.parse().unwrap(), &nvme_driver::OpenOptions::default()).unwrap();
     let mut disk = device.disk().unwrap();
     if !extent_fs::probe(&mut disk).unwrap() {
@@ -36,7 +44,8 @@ pub fn filesystem(url: &str) -> Filesystem<Box<dyn nvme_driver::disk::Disk>> {
     }
     // The controller must outlive its disks; the process ends with it.
     std::mem::forget(device);
-    Filesystem::mount(disk, MountOptions::default()).unwrap()
+    let lease_grace = setup.lease_grace_ms * 1_000_000;
+    Filesystem::mount(disk, MountOptions { lease_grace, ..Default::default() }).unwrap()
 }
 
 pub fn options(socket: &Path, setup: Setup<'_>) -> ServerOptions {
@@ -49,7 +58,11 @@ pub fn options(socket: &Path, setup: Setup<'_>) -> ServerOptions {
 
 impl Serving {
     pub fn start(setup: Setup<'_>) -> Self {
-        Self::over(filesystem(setup.url), setup)
+        Self::start_with(setup, |options| options)
+    }
+
+    pub fn start_with(setup: Setup<'_>, change: impl FnOnce(ServerOptions) -> ServerOptions) -> Self {
+        Self::with(mounted(setup), |socket| change(options(socket, setup)))
     }
 
     /// Serves a filesystem that the test has made.

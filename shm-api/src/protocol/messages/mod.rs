@@ -5,12 +5,15 @@
 //! * `files`: names and files
 //! * `windows`: map, fault, read, commit, revoke
 //! * `peers`: emulated peers
+//! * `layouts`: block numbers under a lease
 mod files;
+mod layouts;
 mod peers;
 mod server;
 mod windows;
 
 pub use files::*;
+pub use layouts::*;
 pub use peers::*;
 pub use server::*;
 pub use windows::*;
