@@ -23,6 +23,24 @@ fn a_file_that_is_no_image_is_never_formatted_without_force() {
 }
 
 #[test]
+fn a_refused_mkfs_leaves_no_image_behind() {
+    let lab = lab();
+    for drive in [
+        "emu:x.img?size=1",
+        "emu:x.img?size=100K",
+        "emu:x.img?size=8000000T",
+        "emu:x.img?size=64M&cmb=8000000T",
+    ] {
+        lab.fails(1, &["mkfs", drive]);
+        assert!(!lab.path("x.img").exists(), "{drive} was refused and left a file");
+    }
+    // What was there stays there.
+    lab.file("y.img", &[0; 100_000]);
+    lab.fails(1, &["mkfs", "emu:y.img"]);
+    assert_eq!(std::fs::read(lab.path("y.img")).unwrap(), [0; 100_000]);
+}
+
+#[test]
 fn a_filesystem_with_files_is_not_formatted_without_force() {
     let lab = lab();
     let drive = "emu:disk.img?size=64M";

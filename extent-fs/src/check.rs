@@ -18,7 +18,8 @@ use crate::verify::verify;
 pub struct CheckOptions {
     /// Repair what can be repaired without losing anything that is readable.
     pub repair: bool,
-    /// With `repair`: also where unreadable metadata means that files are lost, and give up their blocks.
+    /// With `repair`: also where unreadable metadata means that files are lost, and give up their blocks, or written blocks that
+    /// lie behind a file's end.
     pub force: bool,
 }
 
@@ -125,6 +126,7 @@ pub fn check<D: Disk>(disk: &mut D, options: &CheckOptions) -> Result<Report, Fs
                 | Fault::Record { .. }
                 | Fault::Item { .. }
                 | Fault::Root
+                | Fault::BehindEnd { .. }
         )
     };
     let refused = faults.list.iter().any(loses) && !options.force;

@@ -95,6 +95,7 @@ enum Kind {
 pub struct Device {
     url: DeviceUrl,
     kind: Kind,
+    is_new: bool,
 }
 
 /// Opens the device that `url` names: brings its controller up, or locks its file. An `emu:` image that does not exist is
@@ -106,10 +107,13 @@ pub fn open(url: &DeviceUrl, options: &OpenOptions) -> Result<Device, OpenError>
         controller.namespace()?;
         Ok(Kind::Nvme { controller, emulated, lock })
     };
+    let mut is_new = false;
     let kind = match url {
         DeviceUrl::Emulated(emulated) => {
-            let EmulatedDrive { controller, lock } = open_emulated(emulated)?;
-            nvme(controller.function(), Some(controller), lock)?
+            let (EmulatedDrive { controller, lock }, new) = emulated_drive(emulated)?;
+            let kind = nvme(controller.function(), Some(controller), lock)?;
+            is_new = new.map(NewImage::keep).is_some();
+            kind
         }
         DeviceUrl::File(path) => Kind::File(Box::new(FileDisk::open(path)?)),
         DeviceUrl::Pci(address) => {
@@ -120,7 +124,7 @@ pub fn open(url: &DeviceUrl, options: &OpenOptions) -> Result<Device, OpenError>
             nvme(VfioUserFunction::connect(socket).map_err(OpenError::VfioUser)?, None, None)?
         }
     };
-    Ok(Device { url: url.clone(), kind })
+    Ok(Device { url: url.clone(), kind, is_new })
 }
 
 /// An emulated controller that no driver has taken up.
@@ -135,13 +139,39 @@ pub struct EmulatedDrive {
 /// Makes the emulated controller that `url` names, without bringing it up: to be served to others. An image that does not
 /// exist is created.
 pub fn open_emulated(url: &EmulatedUrl) -> Result<EmulatedDrive, OpenError> {
+    let (drive, new) = emulated_drive(url)?;
+    new.map(NewImage::keep);
+    Ok(drive)
+}
+
+/// An image that was created just now. It goes again unless it is kept: what refuses to be a drive leaves no file behind.
+struct NewImage(Option<PathBuf>);
+
+impl NewImage {
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for NewImage {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0
+            && let Err(e) = std::fs::remove_file(path)
+        {
+            tracing::warn!("{} stays behind: {e}", path.display());
+        }
+    }
+}
+
+fn emulated_drive(url: &EmulatedUrl) -> Result<(EmulatedDrive, Option<NewImage>), OpenError> {
     let bytes = url.size.unwrap_or(DEFAULT_SIZE);
-    let mut lock = None;
+    let (mut lock, mut new) = (None, None);
     let namespace = match &url.backing {
         EmulatedBacking::Ram => Backing::Ram { bytes },
         EmulatedBacking::Null => Backing::Null { bytes },
         EmulatedBacking::Image(path) => {
-            lock = Some(Arc::new(lock_image(path, url.size)?));
+            let (locked, created) = lock_image(path, url.size)?;
+            (lock, new) = (Some(Arc::new(locked)), created);
             Backing::File { path: path.clone(), create: None }
         }
     };
@@ -153,15 +183,21 @@ pub fn open_emulated(url: &EmulatedUrl) -> Result<EmulatedDrive, OpenError> {
         lose_on_kill: url.lossy,
         ..Config::default()
     };
-    Ok(EmulatedDrive { controller: EmulatedController::new(&config)?, lock })
+    Ok((EmulatedDrive { controller: EmulatedController::new(&config)?, lock }, new))
 }
 
 /// Opens or creates an image and locks it; a new (or empty) one gets its size only under the lock.
-fn lock_image(path: &Path, size: Option<u64>) -> Result<ImageLock, OpenError> {
+fn lock_image(path: &Path, size: Option<u64>) -> Result<(ImageLock, Option<NewImage>), OpenError> {
     let fail = |what| move |source| OpenError::Image { path: path.to_owned(), what, source };
     let mut options = File::options();
-    let file = options.read(true).write(true).create(true).truncate(false).open(path);
-    let file = file.map_err(fail("open or create"))?;
+    options.read(true).write(true);
+    let (file, new) = match options.clone().create_new(true).open(path) {
+        Ok(file) => (file, Some(NewImage(Some(path.to_owned())))),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            (options.open(path).map_err(fail("open"))?, None)
+        }
+        Err(e) => return Err(fail("create")(e)),
+    };
     let lock = ImageLock::take(file.try_clone().map_err(fail("open"))?, path)?;
     let end = rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0));
     let has = end.map_err(io::Error::from).map_err(fail("find the size of"))?;
@@ -172,7 +208,7 @@ fn lock_image(path: &Path, size: Option<u64>) -> Result<ImageLock, OpenError> {
         }
         _ => {}
     }
-    Ok(lock)
+    Ok((lock, new))
 }
 
 impl Device {
@@ -184,6 +220,11 @@ impl Device {
             }
             Kind::File(file) => Ok(Box::new(file.again()?)),
         }
+    }
+
+    /// Whether opening it created its image.
+    pub fn is_new(&self) -> bool {
+        self.is_new
     }
 
     /// The URL it was opened by.

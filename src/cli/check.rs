@@ -5,7 +5,7 @@ use std::io::{self, Write};
 
 use clap::Args;
 use cmbfs::DeviceUrl;
-use cmbfs::extent_fs::{self, BLOCK, CheckOptions, Finding, Outcome, Report};
+use cmbfs::extent_fs::{self, BLOCK, CheckOptions, Finding, FsError, Outcome, Report};
 use serde_json::json;
 
 use super::device;
@@ -55,14 +55,24 @@ impl Check {
             (true, false) => "check --repair --force repairs the rest, and gives up what cannot be read",
             (true, true) => "copy out what can be read, and make a new filesystem",
         };
-        Err(Failure::damaged(format!("{url}: {left} faults")).hint(hint))
+        Err(Failure::damaged(format!("{url}: {}", counted(left, "fault"))).hint(hint))
     }
 }
 
 /// Checks the filesystem on a device that nobody has mounted.
 pub(crate) fn check(url: &DeviceUrl, options: &CheckOptions) -> Result<Report, Failure> {
     let device = device::open_existing(url)?;
-    Ok(extent_fs::check(&mut device.disk()?, options)?)
+    extent_fs::check(&mut device.disk()?, options).map_err(|e| match e {
+        // Nothing to begin with: its advice, to check and to repair, would go round in circles here.
+        FsError::Damaged { what } => Failure::damaged(format!("{url}: {what}"))
+            .hint("this is beyond repair; keep a copy of the device before you make a new filesystem"),
+        e => e.into(),
+    })
+}
+
+/// A number of things.
+fn counted(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
 fn outcome(finding: &Finding) -> &'static str {
@@ -78,7 +88,7 @@ fn print(report: &Report, out: &mut impl Write) -> io::Result<()> {
     writeln!(out, "log          checkpoint {}, {} records after it", report.generation, report.records)?;
     writeln!(
         out,
-        "files        {} in {} directories, {} extents",
+        "files        {} in {} directories (the root is one), {} extents",
         report.files, report.directories, report.extents
     )?;
     if report.orphans > 0 {
@@ -92,8 +102,10 @@ fn print(report: &Report, out: &mut impl Write) -> io::Result<()> {
     for finding in &report.findings {
         writeln!(out, "fault        {} ({})", finding.fault, outcome(finding))?;
     }
-    if report.findings.is_empty() {
-        writeln!(out, "sound")?;
+    match report.findings.len() {
+        0 => writeln!(out, "sound")?,
+        n if report.is_clean() => writeln!(out, "sound       {} repaired", counted(n, "fault"))?,
+        _ => {}
     }
     Ok(())
 }

@@ -5,7 +5,8 @@ use std::io::{self, Write};
 
 use clap::Args;
 use cmbfs::extent_fs::{BLOCK, ROOT};
-use cmbfs::{Device, FormatOptions, extent_fs};
+use cmbfs::nvme_driver::url::EmulatedBacking;
+use cmbfs::{Device, DeviceUrl, FormatOptions, extent_fs};
 
 use super::device::{self, AnyDisk};
 use super::failure::Failure;
@@ -28,21 +29,39 @@ pub(crate) struct Mkfs {
 
 impl Mkfs {
     pub(crate) fn run(self) -> Result<(), Failure> {
-        let url = device::url(self.device)?;
+        let url = device::url(self.device.clone())?;
         let device = device::open(&url)?;
+        let made = self.make(&url, &device);
+        if made.is_err() && device.is_new() {
+            remove_image(&url);
+        }
+        made
+    }
+
+    fn make(&self, url: &DeviceUrl, device: &Device) -> Result<(), Failure> {
         let mut disk = device.disk()?;
         if !self.force
-            && let Some(there) = what_is_there(&device, &mut disk)?
+            && let Some(there) = what_is_there(device, &mut disk)?
         {
             return Err(Failure::new(format!("{url} holds {there}"))
                 .hint("--force formats it: all that is lost then"));
         }
         extent_fs::format(&mut disk, &FormatOptions::default())?;
-        let fs = device::mount(&device)?;
+        let fs = device::mount(device)?;
         let (space, uuid) = (fs.statfs(), fs.uuid());
         let free = Bytes(space.free.saturating_sub(space.reserved).saturating_mul(BLOCK));
         writeln!(io::stdout(), "{url}: filesystem {}, {free} free", uuid_text(uuid))?;
         Ok(())
+    }
+}
+
+/// An image that was made for a filesystem that was refused goes again.
+fn remove_image(url: &DeviceUrl) {
+    if let DeviceUrl::Emulated(emulated) = url
+        && let EmulatedBacking::Image(path) = &emulated.backing
+        && let Err(e) = std::fs::remove_file(path)
+    {
+        eprintln!("cmbfs: {} stays behind: {e}", path.display());
     }
 }
 

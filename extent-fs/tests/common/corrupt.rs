@@ -30,6 +30,15 @@ pub struct ItemAt {
     pub inside: Structure,
 }
 
+/// A name in a directory of the checkpoint: where its inode number is.
+#[derive(Clone, Copy, Debug)]
+pub struct EntryAt {
+    pub at: usize,
+    pub dir: u64,
+    pub ino: u64,
+    pub inside: Structure,
+}
+
 pub const INODE: u16 = 16;
 pub const EXTENTS: u16 = 17;
 pub const ENTRIES: u16 = 18;
@@ -105,6 +114,20 @@ impl Corrupter {
     pub fn item(&self, kind: u16, ino: u64) -> ItemAt {
         let item = self.items().into_iter().find(|i| i.kind == kind && self.u64(i.body) == ino);
         item.unwrap_or_else(|| panic!("no item of kind {kind} for inode {ino}"))
+    }
+
+    /// Every name in the checkpoint; those that go on in another chunk are left out.
+    pub fn entries(&self) -> Vec<EntryAt> {
+        let mut out = Vec::new();
+        for item in self.items().into_iter().filter(|i| i.kind == ENTRIES) {
+            let mut at = item.body + 16;
+            while at < item.body + item.len {
+                let (dir, ino) = (self.u64(item.body), self.u64(at));
+                out.push(EntryAt { at, dir, ino, inside: item.inside });
+                at += 9 + usize::from(self.bytes[at + 8]);
+            }
+        }
+        out
     }
 
     /// Where in the image the inode number of an entry is.

@@ -134,7 +134,7 @@ impl Run {
 pub type Visit<'a> = dyn FnMut(Image, &[Model], &dyn Fn() -> String) + 'a;
 
 /// Some of the writes, some of them torn between sectors, in some order.
-fn scatter(image: &mut Image, tail: &[(usize, &[u8])], dice: &mut Dice) {
+pub fn scatter(image: &mut Image, tail: &[(usize, &[u8])], dice: &mut Dice) {
     let mut order: Vec<_> = tail.to_vec();
     if dice.one_in(2) {
         for i in (1..order.len()).rev() {

@@ -26,6 +26,11 @@ impl Image {
         Self { pages: (0..pages).map(page).collect() }
     }
 
+    pub fn from_bytes(bytes: &[u8]) -> Self {
+        let page = |p: &[u8]| Arc::new(p.try_into().unwrap());
+        Self { pages: bytes.chunks_exact(PAGE).map(page).collect() }
+    }
+
     pub fn bytes(&self) -> usize {
         self.pages.len() * PAGE
     }
