@@ -11,6 +11,11 @@ pub enum VfioError {
     /// No such PCI function.
     #[error("there is no PCI function {0}; `cmbfs devices` lists the NVMe functions of this machine")]
     NoSuchFunction(PciAddress),
+    /// The function is still listed, but nobody answers there.
+    #[error(
+        "{0} does not answer: it was pulled out or has no power; the kernel will forget it, or `echo 1 > /sys/bus/pci/rescan` finds it again"
+    )]
+    Gone(PciAddress),
     /// The function is no NVMe controller.
     #[error("{address} is no NVMe controller (class {class:#08x}); refusing to touch it")]
     NotNvme {

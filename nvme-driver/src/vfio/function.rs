@@ -28,6 +28,9 @@ use crate::pci::{Bar, DmaAccess, PciAddress, PciError, PciFunction};
 const PCI_COMMAND: u16 = 4;
 const BUS_MASTER: u32 = 1 << 2;
 
+/// Class code and revision. VFIO reads them from the function, where it makes other parts of config space up.
+const CLASS: u16 = 8;
+
 /// A region of the device's file descriptor.
 #[derive(Clone, Debug, Default)]
 struct Region {
@@ -83,7 +86,7 @@ impl VfioFunction {
             what: format!("cannot read the I/O address ranges of {address}"),
             source,
         })?;
-        Ok(Arc::new(Self {
+        let function = Arc::new(Self {
             name: address.to_string(),
             sysfs,
             address,
@@ -93,7 +96,11 @@ impl VfioFunction {
             iova,
             dma: Mutex::new(BTreeMap::new()),
             vectors: Mutex::new(0),
-        }))
+        });
+        match function.config_read(CLASS, 4) {
+            Ok(u32::MAX) | Err(_) => Err(VfioError::Gone(address)),
+            Ok(_) => Ok(function),
+        }
     }
 
     fn region(&self, index: u32, what: &'static str) -> Result<&Region, PciError> {
