@@ -170,6 +170,9 @@ fn lease_holder(args: &[String]) -> Fallible<()> {
                 held.store(1, Ordering::Release);
                 libc::sigwaitinfo(&raw const set, std::ptr::null_mut());
                 libc::fcntl(fd, libc::F_SETLEASE, libc::F_UNLCK);
+            } else {
+                // The other one has it open still, and may need this very core to close it.
+                libc::sched_yield();
             }
         }
     }
