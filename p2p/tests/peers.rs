@@ -10,7 +10,7 @@ use p2p::counters::Reason;
 use p2p::layout::Home;
 use p2p::peer::{EmulatedEngine, Mapper, PeerError};
 use p2p::reader::Outcome;
-use p2p::windows::{Config, ObjectOptions, PeerMapping, PeerPath, Placement, Progress, Scope};
+use p2p::windows::{Config, Ensured, ObjectOptions, PeerMapping, PeerPath, Placement, Progress, Scope};
 use p2p::writer::Finished;
 use std::sync::Arc;
 
@@ -266,4 +266,54 @@ fn clients_and_peers_write_one_window_and_nothing_is_lost() {
         assert_eq!(c.read(hold.handle, 1000, 100), (Outcome::Copied(Home::Host), vec![round; 100]));
         assert_eq!(c.read(hold.handle, 5000, 100).1, vec![round ^ 0xff; 100]);
     }
+}
+
+#[test]
+fn where_the_cmb_is_for_peers_readers_get_the_host_cache() {
+    let mut rig = Rig::new(4 * W, config());
+    rig.object(7, 4 * W, W);
+    let options = ObjectOptions { window_size: W, placement: Placement::PeersFirst };
+    rig.windows.add_object(7, options).unwrap();
+    let mut c = rig.client();
+    rig.map_host(&mut c, 7, 4 * W);
+    let (read, shared) = (rig.hold(&c, 7, 0, false), rig.hold(&c, 7, W as u64, false));
+    assert_eq!(rig.ensure(&read), Ensured::Ready(Home::Host, Reason::Policy));
+    for _ in 0..20 {
+        rig.now += 10 * GRACE;
+        rig.ensure(&read);
+        rig.poll();
+    }
+    assert_eq!(c.read(read.handle, 0, 8).0, Outcome::Copied(Home::Host), "use by a processor moved it");
+    // A peer gets the CMB: also of a window that a processor has used, and at once of one that nobody has.
+    let engine = EmulatedEngine::new("dma0", W).unwrap();
+    let peer = rig.windows.register_peer(Box::new(engine.clone()));
+    for hold in [shared, read] {
+        let m = loop {
+            match rig.windows.map_peer(peer, hold.handle.index, false, &mut rig.drive, rig.now).unwrap() {
+                PeerPath::Direct(m) => break m,
+                PeerPath::Moving => rig.poll(),
+                PeerPath::Bounce(why) => panic!("{why}"),
+            }
+        };
+        engine.copy(m.iova, 0, W, false).unwrap();
+    }
+}
+
+#[test]
+fn what_goes_the_long_way_to_a_peer_is_counted_with_the_reason() {
+    let mut rig = Rig::new(0, config());
+    rig.object(7, 4 * W, W);
+    let engine = EmulatedEngine::new("dma0", 2 * W).unwrap();
+    let to = (engine.local().as_ref(), 100);
+    let bytes = 50..(W + W / 2) as u64;
+    rig.windows.bounce_to_peer(7, bytes.clone(), to, Reason::NoCmb, &mut rig.drive).unwrap();
+    let mut got = vec![0; (bytes.end - bytes.start) as usize];
+    engine.local().read(100, &mut got).unwrap();
+    assert_eq!(got, (50..W + W / 2).map(|i| pattern(7, i)).collect::<Vec<_>>());
+    let counted = rig.windows.counters().get(p2p::counters::Path::Bounce, Reason::NoCmb);
+    assert_eq!((counted.transfers, counted.bytes), (1, got.len() as u64));
+    // Nothing is counted that did not arrive.
+    let outside = (engine.local().as_ref(), 2 * W - 1);
+    assert!(rig.windows.bounce_to_peer(7, bytes, outside, Reason::NoCmb, &mut rig.drive).is_err());
+    assert_eq!(rig.windows.counters().path(p2p::counters::Path::Bounce).transfers, 1);
 }

@@ -48,6 +48,10 @@ fn stranger(socket: &Path) {
     denied(client.revoke("/secret"));
     denied(client.revoke_all());
 
+    // That there is a device it may know, not whose bytes that reaches.
+    let list = client.peers().unwrap();
+    assert_eq!((list.peers.len(), list.all_mappings, list.mappings.len()), (1, 1, 0), "{list:?}");
+
     // What it may read comes from the host cache, though it was in the CMB.
     let public = client.open("/public", OpenMode::read()).unwrap();
     let mapped = public.map_read(0, 100_000).unwrap();
@@ -141,6 +145,11 @@ fn a_stranger_gets_what_its_uid_may_open_and_is_told_why() {
     };
     open(serving.socket.parent().unwrap(), 0o755);
     open(&serving.socket, 0o666);
+    let secret = client.open("/secret", OpenMode::read()).unwrap();
+    let _held = secret.map_read(0, 100).unwrap();
+    let peer = client.attach_peer(4096).unwrap();
+    peer.map(&secret, 0, false).unwrap();
+    assert_eq!(client.peers().unwrap().mappings.len(), 1);
     let mut process = spawn("stranger", &[serving.socket.to_str().unwrap()]);
     let child = &mut process.0;
     let mut text = String::new();

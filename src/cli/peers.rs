@@ -2,26 +2,36 @@
 
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 
 use clap::Args;
-use cmbfs::DeviceUrl;
 use cmbfs::nvme_driver::pci::PciAddress;
 use cmbfs::nvme_driver::topology::{Answer, Fence, Hop, Route, Topology, Verdict};
+use cmbfs::{Client, DeviceUrl, PeerList};
 use serde::Serialize;
 
-use super::failure::Failure;
+use super::failure::{Failure, one_line};
 use super::place::text;
+use super::units::Bytes;
 
-/// Explain whether one device's DMA reaches another's memory, by which way, and what takes it back
+/// List a server's peers and what they reach, or explain the way between two devices
 ///
-/// Reads sysfs and config space; run it as root to see the Access Control Services (ACS). Nothing is opened or changed.
+/// --explain says whether one device's DMA reaches another's memory, by which way, and what takes it back. It reads sysfs and
+/// config space; run it as root to see the Access Control Services (ACS). Nothing is opened or changed.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  cmbfs peers --explain pci:0000:01:00.0 pci:0000:02:00.0\n  cmbfs peers --explain 0000:01:00.0 0000:02:00.0 --json"
+    override_usage = "cmbfs peers --socket SOCK [PATH]\n       cmbfs peers --explain DEVICE DEVICE",
+    after_help = "Examples:\n  cmbfs peers --socket /tmp/cmbfs.sock\n  cmbfs peers --socket /tmp/cmbfs.sock /photo.jpg    who reaches this file\n  cmbfs peers --explain pci:0000:01:00.0 pci:0000:02:00.0"
 )]
 pub(crate) struct Peers {
+    /// The server's socket
+    #[arg(long, value_name = "SOCK", required_unless_present = "explain", conflicts_with = "explain")]
+    socket: Option<PathBuf>,
+    /// Mappings of this file only
+    #[arg(requires = "socket")]
+    path: Option<OsString>,
     /// Two devices: the one whose DMA it is, and the one whose memory (CMB) is to be reached
-    #[arg(long, num_args = 2, value_names = ["DEVICE", "DEVICE"], required = true)]
+    #[arg(long, num_args = 2, value_names = ["DEVICE", "DEVICE"])]
     explain: Vec<OsString>,
     /// Print JSON
     #[arg(long)]
@@ -53,25 +63,75 @@ struct HopReport {
 
 impl Peers {
     pub(crate) fn run(self) -> Result<(), Failure> {
-        let [requester, owner] = <[OsString; 2]>::try_from(self.explain)
-            .map_err(|_| Failure::usage("--explain takes two devices"))?;
-        let (requester, owner) = (text(requester, "DEVICE")?, text(owner, "DEVICE")?);
-        let mut out = io::BufWriter::new(io::stdout().lock());
-        let (Some(a), Some(b)) = (address(&requester)?, address(&owner)?) else {
-            return Err(Failure::new(format!(
-                "{requester} and {owner} are not both PCI functions: there is no fabric between them to explain"
-            ))
-            .hint("emulated and vfio-user drives reach each other's memory as a file descriptor; cmbfs copy --peer says whether it worked"));
-        };
-        let report = Report::new(Topology::default().between(a, b)?);
-        if self.json {
-            serde_json::to_writer_pretty(&mut out, &report)?;
-            writeln!(out)?;
-        } else {
-            report.print(&mut out)?;
+        match &self.socket {
+            Some(socket) => list(socket, self.path, self.json),
+            None => explain(self.explain, self.json),
         }
-        Ok(out.flush()?)
     }
+}
+
+/// What a server's peers reach; of one file, if one is named.
+fn list(socket: &Path, path: Option<OsString>, json: bool) -> Result<(), Failure> {
+    let client = Client::connect(socket)?;
+    let mut list = client.peers()?;
+    if let Some(path) = path {
+        let ino = client.stat(&text(path, "PATH")?)?.ino;
+        list.mappings.retain(|m| m.ino == ino);
+        list.peers.retain(|p| list.mappings.iter().any(|m| m.peer == p.peer));
+    }
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    if json {
+        serde_json::to_writer_pretty(&mut out, &list)?;
+        writeln!(out)?;
+    } else {
+        print_list(&list, &mut out)?;
+    }
+    Ok(out.flush()?)
+}
+
+fn print_list(list: &PeerList, out: &mut impl Write) -> io::Result<()> {
+    if list.peers.is_empty() {
+        return writeln!(out, "no peers");
+    }
+    writeln!(out, "{:<5} {:>9}  name", "peer", "mappings")?;
+    for peer in &list.peers {
+        writeln!(out, "{:<5} {:>9}  {}", peer.peer, peer.mappings, one_line(&peer.name))?;
+    }
+    if !list.mappings.is_empty() {
+        writeln!(out)?;
+        writeln!(
+            out,
+            "{:<5} {:>8} {:>14} {:>9} {:>16}  access",
+            "peer", "inode", "offset", "length", "IOVA"
+        )?;
+    }
+    for m in &list.mappings {
+        let access = if m.writable { "read, write" } else { "read" };
+        let (length, iova) = (Bytes(m.len).to_string(), format!("{:#x}", m.iova));
+        writeln!(out, "{:<5} {:>8} {:>14} {length:>9} {iova:>16}  {access}", m.peer, m.ino, m.offset)?;
+    }
+    Ok(())
+}
+
+fn explain(devices: Vec<OsString>, json: bool) -> Result<(), Failure> {
+    let [requester, owner] =
+        <[OsString; 2]>::try_from(devices).map_err(|_| Failure::usage("--explain takes two devices"))?;
+    let (requester, owner) = (text(requester, "DEVICE")?, text(owner, "DEVICE")?);
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    let (Some(a), Some(b)) = (address(&requester)?, address(&owner)?) else {
+        return Err(Failure::new(format!(
+            "{requester} and {owner} are not both PCI functions: there is no fabric between them to explain"
+        ))
+        .hint("emulated and vfio-user drives reach each other's memory as a file descriptor; cmbfs copy --peer says whether it worked"));
+    };
+    let report = Report::new(Topology::default().between(a, b)?);
+    if json {
+        serde_json::to_writer_pretty(&mut out, &report)?;
+        writeln!(out)?;
+    } else {
+        report.print(&mut out)?;
+    }
+    Ok(out.flush()?)
 }
 
 /// The PCI address that a device's name stands for, if it does; with or without `pci:`.

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use nvme_driver::mem::Mapping;
+
 use super::object::Placement;
 use super::reclaim::{Claim, PagesOut};
 use super::{Windows, WindowsError};
@@ -10,6 +12,9 @@ use crate::counters::{Path, Reason};
 use crate::layout::{Home, LANE, LANES, Place};
 use crate::protocol::{Native, freeze, publish};
 use crate::refusal::Point;
+
+/// Bytes that go to a peer through host memory at a time.
+const BOUNCE: u64 = 1 << 20;
 
 /// Where a caller wants a window.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -374,6 +379,45 @@ impl Windows {
         into: &mut [u8],
         backing: &mut dyn Backing,
     ) -> Result<(), WindowsError> {
+        self.bytes_of(object, bytes, into, backing)?;
+        self.counters.add(Path::Bounce, Reason::Asked, into.len());
+        Ok(())
+    }
+
+    /// Brings bytes of an object into a peer's own memory the long way, through host memory, because of `why`; counted with that.
+    pub fn bounce_to_peer(
+        &mut self,
+        object: u64,
+        bytes: Range<u64>,
+        (memory, at): (&Mapping, usize),
+        why: Reason,
+        backing: &mut dyn Backing,
+    ) -> Result<(), WindowsError> {
+        let mut buffer = std::mem::take(&mut self.bounce);
+        let mut done = bytes.start;
+        let mut result = Ok(());
+        while done < bytes.end && result.is_ok() {
+            let n = (bytes.end - done).min(BOUNCE);
+            buffer.resize(n as usize, 0);
+            let to = at + (done - bytes.start) as usize;
+            result = self
+                .bytes_of(object, done..done + n, &mut buffer, backing)
+                .and_then(|()| Ok(memory.write(to, &buffer)?));
+            done += n;
+        }
+        self.bounce = buffer;
+        result?;
+        self.counters.add(Path::Bounce, why, (bytes.end - bytes.start) as usize);
+        Ok(())
+    }
+
+    fn bytes_of(
+        &mut self,
+        object: u64,
+        bytes: Range<u64>,
+        into: &mut [u8],
+        backing: &mut dyn Backing,
+    ) -> Result<(), WindowsError> {
         let size =
             self.objects.get(&object).ok_or(WindowsError::UnknownObject(object))?.options.window_size as u64;
         let mut at = bytes.start;
@@ -403,7 +447,6 @@ impl Windows {
             done += n;
             at += n as u64;
         }
-        self.counters.add(Path::Bounce, Reason::Asked, done);
         Ok(())
     }
 }

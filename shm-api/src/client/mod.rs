@@ -38,7 +38,7 @@ pub use file::{CommitReport, File, OpenMode};
 pub use layout::{Access, BlockState, Extent, Layout, LeaseName, Recall};
 pub use mapped::Mapped;
 pub use path_counts::PathCounts;
-pub use peer::{Peer, PeerWindow};
+pub use peer::{Peer, PeerInfo, PeerList, PeerMappingInfo, PeerTransfer, PeerWindow};
 pub use revoke::RevokeReport;
 
 use crate::Placement;
@@ -402,6 +402,11 @@ impl Client {
     /// Attaches an emulated peer with `local_len` bytes (a multiple of 4 KiB) of memory of its own.
     pub fn attach_peer(&self, local_len: u64) -> Result<Peer, ClientError> {
         Peer::attach(self.clone(), local_len)
+    }
+
+    /// Every peer of the server, and what is mapped for them.
+    pub fn peers(&self) -> Result<PeerList, ClientError> {
+        PeerList::ask(self)
     }
 
     /// Which paths this client's bytes took so far. A [`Mapped`] adds its own when it is dropped.

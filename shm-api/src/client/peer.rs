@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use nvme_driver::mem::{Access, Mapping};
+use p2p::counters::ALL_REASONS;
 
 use super::{Client, ClientError, File};
 use crate::protocol::Op;
@@ -10,6 +11,7 @@ use crate::protocol::messages::{
     self as m, Empty, PeerAttachReply, PeerAttachRequest, PeerDmaReply, PeerDmaRequest, PeerMapReply,
     PeerMapRequest, PeerRequest,
 };
+use crate::protocol::records;
 
 /// A peer attached through this client. Detached when dropped.
 #[derive(Debug)]
@@ -30,6 +32,80 @@ pub struct PeerWindow {
     pub first: u64,
     /// Whether it lies in the CMB: then no byte passes host memory.
     pub in_cmb: bool,
+}
+
+/// How bytes got into a peer's memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerTransfer {
+    /// How many.
+    pub bytes: u64,
+    /// Whether the peer fetched them from the CMB itself; if not, they went through host memory.
+    pub direct: bool,
+    /// Why that way.
+    pub reason: String,
+}
+
+/// A peer of a server as listed.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct PeerInfo {
+    /// Its number on the server.
+    pub peer: u32,
+    /// Its name.
+    pub name: String,
+    /// Windows mapped for it.
+    pub mappings: u32,
+}
+
+/// A window that a peer reaches, as listed.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct PeerMappingInfo {
+    /// The peer's number on the server.
+    pub peer: u32,
+    /// The file's inode.
+    pub ino: u64,
+    /// File offset of the window's first byte.
+    pub offset: u64,
+    /// Its length in bytes.
+    pub len: u64,
+    /// Where the peer finds it.
+    pub iova: u64,
+    /// Whether the peer may write.
+    pub writable: bool,
+}
+
+/// The peers of a server and what they reach.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct PeerList {
+    /// Every peer.
+    pub peers: Vec<PeerInfo>,
+    /// Their mappings, as many as one message holds; none for a user who is neither root nor the server's own.
+    pub mappings: Vec<PeerMappingInfo>,
+    /// Mappings there are in all.
+    pub all_mappings: u64,
+}
+
+impl PeerList {
+    pub(super) fn ask(client: &Client) -> Result<Self, ClientError> {
+        let reply = client.inner.connection.call(Op::PeerList, "its peers", &Empty {}, &[])?;
+        let (body, tail) = reply.message.body::<m::PeerListReply>()?;
+        let (peers, tail) = records::peers(tail, body.peers)?;
+        let mappings = records::mappings(tail, body.mappings)?;
+        let peers = peers.into_iter().map(|p| PeerInfo {
+            peer: p.record.peer,
+            name: p.name,
+            mappings: p.record.mappings,
+        });
+        let mappings = mappings.iter().map(|r| PeerMappingInfo {
+            peer: r.peer,
+            ino: r.ino,
+            offset: r.offset,
+            len: r.len,
+            iova: r.iova,
+            writable: r.write != 0,
+        });
+        let (peers, mappings) = (peers.collect(), mappings.collect());
+        Ok(Self { peers, mappings, all_mappings: body.all_mappings })
+    }
 }
 
 impl Peer {
@@ -80,6 +156,20 @@ impl Peer {
     /// The peer copies `len` bytes from `local` in its memory to `iova`.
     pub fn dma_write(&self, iova: u64, local: u64, len: u64) -> Result<u64, ClientError> {
         self.dma(iova, local, len, m::DMA_WRITE)
+    }
+
+    /// Brings `len` bytes of `file` from `offset`, all in one mapped window, to `local` in the peer's memory: by its own DMA from the CMB
+    /// where that is possible, else through host memory. Says which of the two it was, and why.
+    pub fn read(&self, file: &File, offset: u64, local: u64, len: u64) -> Result<PeerTransfer, ClientError> {
+        let request = m::PeerReadRequest { peer: self.id, handle: file.inner.handle, offset, local, len };
+        let reply: m::PeerReadReply =
+            self.client.inner.connection.ask(Op::PeerRead, "a peer's read", &request, &[])?;
+        let reason = ALL_REASONS.iter().find(|r| **r as u32 == reply.reason);
+        Ok(PeerTransfer {
+            bytes: reply.bytes,
+            direct: reply.path == m::PATH_PEER,
+            reason: reason.map_or("unknown".to_owned(), ToString::to_string),
+        })
     }
 
     fn dma(&self, iova: u64, local: u64, len: u64, direction: u32) -> Result<u64, ClientError> {

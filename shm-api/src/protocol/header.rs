@@ -111,6 +111,10 @@ ops! {
     PeerRevoke = 51,
     /// Detach a peer.
     PeerDetach = 52,
+    /// Every peer of the server and what is mapped for it.
+    PeerList = 53,
+    /// Copy bytes of a file into a peer's memory, by whichever path there is.
+    PeerRead = 54,
     /// Get the device's blocks behind a range of an open file, under a lease.
     LayoutMap = 64,
     /// Hold a lease that another process was given.

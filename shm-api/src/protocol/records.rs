@@ -102,6 +102,38 @@ wire_struct! {
     }
 }
 
+wire_struct! {
+    /// A peer; `name_len` bytes of name follow, without padding.
+    PeerRecord {
+        /// Its number on this server.
+        peer: u32,
+        /// Windows mapped for it.
+        mappings: u32,
+        /// Length of its name in bytes.
+        name_len: u32,
+        /// Always 0.
+        reserved: u32,
+    }
+}
+
+wire_struct! {
+    /// One window as one peer reaches it.
+    MappingRecord {
+        /// The peer's number on this server.
+        peer: u32,
+        /// 1 if it may write.
+        write: u32,
+        /// The file's inode.
+        ino: u64,
+        /// File offset of the window's first byte.
+        offset: u64,
+        /// Its length in bytes.
+        len: u64,
+        /// Where the peer finds it.
+        iova: u64,
+    }
+}
+
 /// A directory entry as a client sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DirEntry {
@@ -109,6 +141,15 @@ pub struct DirEntry {
     pub name: String,
     /// Its attributes.
     pub record: DirRecord,
+}
+
+/// A peer as a client sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerEntry {
+    /// Its name.
+    pub name: String,
+    /// What is known of it.
+    pub record: PeerRecord,
 }
 
 /// A path counter as a client sees it.
@@ -224,4 +265,33 @@ pub fn clients(mut tail: &[u8], count: u32) -> Result<Vec<ClientRecord>, WireErr
         tail = rest;
     }
     if tail.is_empty() { Ok(clients) } else { Err(short("what follows the last client")) }
+}
+
+/// Appends one peer.
+pub fn put_peer(record: &PeerRecord, name: &str, out: &mut Vec<u8>) {
+    record.put(out);
+    out.extend_from_slice(name.as_bytes());
+}
+
+/// Decodes `count` peers, each with its name, and returns them with what follows.
+pub fn peers(mut tail: &[u8], count: u32) -> Result<(Vec<PeerEntry>, &[u8]), WireError> {
+    let mut peers = Vec::new();
+    for _ in 0..count {
+        let (record, rest) = PeerRecord::take(tail).ok_or_else(|| short("a peer"))?;
+        let (name, rest) = text(rest, record.name_len, "a peer's name")?;
+        peers.push(PeerEntry { name, record });
+        tail = rest;
+    }
+    Ok((peers, tail))
+}
+
+/// Decodes `count` mappings, after which nothing may follow.
+pub fn mappings(mut tail: &[u8], count: u32) -> Result<Vec<MappingRecord>, WireError> {
+    let mut mappings = Vec::new();
+    for _ in 0..count {
+        let (record, rest) = MappingRecord::take(tail).ok_or_else(|| short("a peer's mapping"))?;
+        mappings.push(record);
+        tail = rest;
+    }
+    if tail.is_empty() { Ok(mappings) } else { Err(short("what follows the last mapping")) }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use nvme_driver::clock::SystemClock;
-use nvme_driver::disk::{CmbMemory, Disk};
+use nvme_driver::disk::Disk;
 use nvme_driver::mem::Mapping;
 use p2p::windows::{ClientId, Config, Scope, Windows, WindowsError};
 
@@ -80,26 +80,6 @@ pub(super) fn windows_error(error: &WindowsError) -> WireError {
     WireError::new(code, error.to_string())
 }
 
-/// What `auto` means for a CMB, by measurement. One in ordinary memory (an emulated drive's) is as fast as any. Before anybody uses it: the
-/// measurement writes there.
-fn measured(cmb: &CmbMemory) -> p2p::windows::Placement {
-    use p2p::windows::Placement;
-    if !cmb.is_device_memory {
-        return Placement::Auto;
-    }
-    match p2p::probe::measure(cmb, &SystemClock::new()) {
-        Ok(probe) => {
-            let advice = probe.readers_home();
-            tracing::info!("{}", advice.reason);
-            if advice.home == p2p::layout::Home::Host { Placement::PeersFirst } else { Placement::Auto }
-        }
-        Err(e) => {
-            tracing::warn!("the CMB is not measured: {e}");
-            Placement::Auto
-        }
-    }
-}
-
 impl Core {
     pub(crate) fn new(
         fs: extent_fs::Filesystem<Box<dyn Disk>>,
@@ -118,7 +98,7 @@ impl Core {
         let generation = extent_fs::system_time().max(backing.fs.device_generation() + 1);
         backing.fs.set_device_generation(generation);
         let cmb = backing.fs.disk().cmb().cloned();
-        let auto = cmb.as_ref().map_or(p2p::windows::Placement::Auto, measured);
+        let auto = super::auto::placement(cmb.as_ref(), &SystemClock::new());
         let windows = Windows::new(cmb, config)?;
         backing.announce_resets(windows.reset_signal());
         Ok(Self {

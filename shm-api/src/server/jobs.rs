@@ -13,7 +13,7 @@ use super::names::fs_error;
 use super::session::{PeerEntry, ReplyTo};
 use crate::protocol::messages::{
     CommitReply, FaultReply, LayoutCommitReply, OpenReply, PLACE_CMB, PLACE_HOST, PLACE_NONE, PeerMapReply,
-    RevokeReply,
+    PeerReadReply, RevokeReply,
 };
 use crate::protocol::{ErrorCode, WireError};
 
@@ -60,6 +60,8 @@ pub(super) enum Work {
     LayoutCommit { ino: u64, ticket: Ticket },
     /// A peer is to reach a window.
     PeerMap { peer: PeerEntry, slot: u32, write: bool, since: u64 },
+    /// A peer is to have bytes of a file in its memory.
+    PeerRead { peer: PeerEntry, slot: u32, ino: u64, bytes: Range<u64>, local: usize, since: u64 },
 }
 
 /// What a finished job has to say.
@@ -70,6 +72,7 @@ pub(super) enum Answer {
     Revoke(RevokeReply),
     Commit(CommitReply),
     PeerMap(PeerMapReply),
+    PeerRead(PeerReadReply),
     Layout(Box<Granted>),
     LayoutCommit(LayoutCommitReply),
 }
@@ -160,6 +163,13 @@ impl Core {
                     self.windows.remove_object(ino);
                 }
                 Some(Ok(Answer::Nothing))
+            }
+            Work::PeerRead { peer, slot, ino, bytes, local, since } => {
+                let late = now.saturating_sub(*since) > PATIENCE;
+                let moved = self.peer_read(peer, *slot, (*ino, bytes.clone()), *local, now);
+                moved
+                    .map(|result| result.map(Answer::PeerRead))
+                    .or_else(|| late.then(|| Err(retry("the window is still moving; ask again"))))
             }
             Work::Layout(wanted) => self.advance_layout(wanted, now),
             Work::LayoutCommit { ino, ticket } => {

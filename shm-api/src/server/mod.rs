@@ -7,6 +7,7 @@
 //! * `layouts`, `leases`: block numbers for clients, and who holds them
 //! * `jobs`: what takes longer than one turn
 //! * `permission`: who may do what (P8)
+//! * `auto`: where windows live of files that nobody has said anything about
 //! * `backing`: where a window's bytes are on the drive
 //! * `stop`: how it ends
 //!
@@ -19,6 +20,7 @@
 //! server.stop_on_signals()?.run()?; // until SIGTERM: then everything is written back, synced and unmounted
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+mod auto;
 mod backing;
 mod core;
 mod files;

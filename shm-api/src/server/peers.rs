@@ -1,11 +1,12 @@
 //! Emulated peers on behalf of clients.
 
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 
 use extent_fs::Access;
 use p2p::counters::{Path, Reason};
 use p2p::peer::EmulatedEngine;
-use p2p::windows::Scope;
+use p2p::windows::{PeerPath, Scope};
 use rustix::fs::{SealFlags, fcntl_add_seals};
 
 use super::core::{Core, windows_error};
@@ -13,10 +14,14 @@ use super::jobs::{Job, Work};
 use super::names::fs_error;
 use super::session::{PeerEntry, Session};
 use crate::protocol::messages as m;
-use crate::protocol::{ErrorCode, WireError};
+use crate::protocol::records::{self, MappingRecord, PeerRecord};
+use crate::protocol::wire::Wire;
+use crate::protocol::{ErrorCode, MAX_MESSAGE, WireError};
 
 /// Most memory of its own that a peer can have, in bytes.
 const MAX_LOCAL: u64 = 1 << 30;
+/// Bytes of records after which a list of mappings ends, so that it and the header fit a message.
+const MAX_LIST: usize = MAX_MESSAGE - 256;
 
 impl Core {
     pub(super) fn attach_peer(
@@ -110,6 +115,98 @@ impl Core {
             .revoke(&Scope::Peer(peer.id), &mut self.backing, now)
             .map_err(|e| windows_error(&e))?;
         Ok(Work::Revoke { ticket, since: now })
+    }
+
+    /// Every peer, and (for root and the server's own user) what is mapped for it, as far as one message holds it.
+    pub(super) fn list_peers(&self, session: &Session) -> (m::PeerListReply, Vec<u8>) {
+        let mut tail = Vec::new();
+        let (mut peers, mut shown, mut all) = (0, 0, 0);
+        for peer in self.windows.peers() {
+            let mappings = u32::try_from(peer.mappings).unwrap_or(u32::MAX);
+            let name_len = u32::try_from(peer.name.len()).unwrap_or(0);
+            let record = PeerRecord { peer: peer.peer.0, mappings, name_len, reserved: 0 };
+            records::put_peer(&record, &peer.name, &mut tail);
+            peers += 1;
+            all += peer.mappings as u64;
+        }
+        if session.identity.uid == self.server_uid || session.identity.uid == 0 {
+            for mapping in self.windows.peer_mappings(None) {
+                let Some(window) = self.windows.status(mapping.window) else { continue };
+                if tail.len() > MAX_LIST {
+                    break;
+                }
+                let record = MappingRecord {
+                    peer: mapping.peer.0,
+                    write: u32::from(mapping.writable),
+                    ino: window.object,
+                    offset: window.offset,
+                    len: mapping.len as u64,
+                    iova: mapping.iova,
+                };
+                record.put(&mut tail);
+                shown += 1;
+            }
+        }
+        (m::PeerListReply { peers, mappings: shown, all_mappings: all }, tail)
+    }
+
+    /// A read by a peer, which may have to wait until the window stands still.
+    pub(super) fn start_peer_read(
+        &mut self,
+        session: &Session,
+        request: &m::PeerReadRequest,
+        now: u64,
+    ) -> Result<Work, WireError> {
+        let peer = session.peer(request.peer)?;
+        let ino = session.file(request.handle)?.ino;
+        let slot = self.held_slot(session, request.handle, request.offset)?;
+        let window = self.windows.status(slot).map_or(0..0, |w| w.offset..w.offset + w.len as u64);
+        let invalid = |text: String| WireError::new(ErrorCode::Invalid, text);
+        let end = request.offset.checked_add(request.len).filter(|end| *end <= window.end);
+        let Some(end) = end.filter(|_| request.len > 0) else {
+            return Err(invalid(format!(
+                "{} bytes at {} are not in one window",
+                request.len, request.offset
+            )));
+        };
+        let size = peer.engine.local().len() as u64;
+        if request.local.checked_add(request.len).is_none_or(|end| end > size) {
+            return Err(invalid("the range is not inside the peer's memory".to_owned()));
+        }
+        let local = usize::try_from(request.local).unwrap_or(usize::MAX);
+        Ok(Work::PeerRead { peer, slot, ino, bytes: request.offset..end, local, since: now })
+    }
+
+    /// Moves a peer's read on: by DMA from the CMB, or through host memory with the reason. `None`: the window is moving.
+    pub(super) fn peer_read(
+        &mut self,
+        peer: &PeerEntry,
+        slot: u32,
+        (ino, bytes): (u64, Range<u64>),
+        local: usize,
+        now: u64,
+    ) -> Option<Result<m::PeerReadReply, WireError>> {
+        let len = bytes.end - bytes.start;
+        let reply = |path, reason| m::PeerReadReply { bytes: len, path, reason: reason as u32 };
+        let moved = match self.windows.map_peer(peer.id, slot, false, &mut self.backing, now) {
+            Ok(PeerPath::Moving) => return None,
+            Ok(PeerPath::Direct(mapping)) => {
+                let first = self.windows.status(slot).map_or(bytes.start, |w| w.offset);
+                let from = mapping.iova + (bytes.start - first);
+                let copied = peer.engine.copy(from, local, len as usize, false);
+                copied.map_err(|e| WireError::new(ErrorCode::PeerFault, e.to_string())).map(|()| {
+                    self.windows.count_peer(Path::PeerToPeer, Reason::Asked, len as usize);
+                    reply(m::PATH_PEER, Reason::Asked)
+                })
+            }
+            Ok(PeerPath::Bounce(why)) => {
+                let (to, backing) = (peer.engine.local(), &mut self.backing);
+                let copied = self.windows.bounce_to_peer(ino, bytes, (to, local), why, backing);
+                copied.map(|()| reply(m::PATH_BOUNCE, why)).map_err(|e| windows_error(&e))
+            }
+            Err(e) => Err(windows_error(&e)),
+        };
+        Some(moved)
     }
 
     /// Takes everything back from a peer and forgets it. Its engine does what it is told, so nothing stays behind.

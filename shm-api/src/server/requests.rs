@@ -72,6 +72,7 @@ impl Session {
                 Ok(Answer::Revoke(body)) => self.reply(op, request, &body, &[], Vec::new()),
                 Ok(Answer::Commit(body)) => self.reply(op, request, &body, &[], Vec::new()),
                 Ok(Answer::PeerMap(body)) => self.reply(op, request, &body, &[], Vec::new()),
+                Ok(Answer::PeerRead(body)) => self.reply(op, request, &body, &[], Vec::new()),
                 Ok(Answer::Layout(granted)) => {
                     self.reply(op, request, &granted.body, &granted.extents, Vec::new())
                 }
@@ -278,6 +279,15 @@ impl Core {
                 self.later(session, op, id, work)
             }
             Op::PeerDma => Ok(reply(&self.peer_dma(session, &message.body_only()?)?)),
+            Op::PeerList => {
+                message.body_only::<m::Empty>()?;
+                let (body, tail) = self.list_peers(session);
+                Ok(Outcome::Reply(body.to_bytes(), tail, Vec::new()))
+            }
+            Op::PeerRead => {
+                let work = self.start_peer_read(session, &message.body_only()?, now)?;
+                self.later(session, op, id, work)
+            }
             Op::PeerRevoke => {
                 let body: m::PeerRequest = message.body_only()?;
                 let work = self.start_peer_revoke(session, body.peer, now)?;

@@ -90,3 +90,48 @@ wire_struct! {
         peer: u64,
     }
 }
+
+wire_struct! {
+    /// Reply to `PeerList`; the peers' records follow, then the mappings'.
+    PeerListReply {
+        /// Number of peers.
+        peers: u32,
+        /// Number of mappings that follow: none for a client whose uid is neither root's nor the server's.
+        mappings: u32,
+        /// Mappings there are in all.
+        all_mappings: u64,
+    }
+}
+
+wire_struct! {
+    /// `PeerRead`: part of one window into the peer's memory.
+    PeerReadRequest {
+        /// From `PeerAttach`.
+        peer: u64,
+        /// An open file.
+        handle: u64,
+        /// Where in the file, inside a window that is mapped.
+        offset: u64,
+        /// Where in the peer's local memory, in bytes.
+        local: u64,
+        /// Number of bytes, all inside that window.
+        len: u64,
+    }
+}
+
+wire_struct! {
+    /// Reply to `PeerRead`: which path the bytes took, and why.
+    PeerReadReply {
+        /// Number of bytes moved.
+        bytes: u64,
+        /// `PATH_*`.
+        path: u32,
+        /// Why: a reason's number, as in status.
+        reason: u32,
+    }
+}
+
+/// `path`: from the CMB to the peer.
+pub const PATH_PEER: u32 = 1;
+/// `path`: through host memory.
+pub const PATH_BOUNCE: u32 = 3;

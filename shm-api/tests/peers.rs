@@ -1,0 +1,108 @@
+//! Peers of a server: what lists them, and which path their reads take.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+use nvme_driver::mem::Mapping;
+use shm_api::client::{Client, OpenMode, Peer};
+
+mod common;
+use common::{SMALL, Serving, Setup};
+
+const W: u64 = 65_536;
+
+fn pattern(len: usize, seed: u8) -> Vec<u8> {
+    (0..len).map(|i| (i as u8).wrapping_mul(31) ^ (i >> 8) as u8 ^ seed).collect()
+}
+
+fn file(client: &Client, path: &str, bytes: &[u8]) -> shm_api::client::File {
+    let file = client.open(path, OpenMode::create()).unwrap();
+    file.write_at(0, bytes).unwrap();
+    file.commit().unwrap();
+    file
+}
+
+fn local(memory: &Mapping, at: usize, len: usize) -> Vec<u8> {
+    let mut got = vec![0; len];
+    memory.read(at, &mut got).unwrap();
+    got
+}
+
+#[test]
+fn peers_are_listed_with_what_they_reach_by_file_and_by_peer() {
+    let serving = Serving::start(SMALL);
+    let (client, other) = (serving.client(), serving.client());
+    let bytes = pattern(2 * W as usize, 1);
+    let (a, b) = (file(&client, "/a", &bytes), file(&client, "/b", &bytes));
+    let _held = (a.map(0, 2 * W).unwrap(), b.map(0, W).unwrap());
+    assert!(client.peers().unwrap().peers.is_empty());
+    let (first, second) = (client.attach_peer(4096).unwrap(), client.attach_peer(4096).unwrap());
+    first.map(&a, 0, false).unwrap();
+    let written = first.map(&a, W, true).unwrap();
+    second.map(&a, 0, false).unwrap();
+    second.map(&b, 0, false).unwrap();
+    // Whoever asks, of the same user.
+    let list = other.peers().unwrap();
+    assert_eq!(list.peers.iter().map(|p| p.mappings).collect::<Vec<_>>(), [2, 2], "{list:?}");
+    assert_ne!(list.peers[0].name, list.peers[1].name);
+    let ino = client.stat("/a").unwrap().ino;
+    let of_a: Vec<_> =
+        list.mappings.iter().filter(|m| m.ino == ino).map(|m| (m.offset, m.len, m.writable)).collect();
+    assert_eq!(of_a, [(0, W, false), (W, W, true), (0, W, false)], "{list:?}");
+    assert!(list.mappings.iter().any(|m| m.iova == written.iova && m.writable), "{list:?}");
+    first.revoke().unwrap();
+    let list = other.peers().unwrap();
+    assert_eq!(list.peers.iter().map(|p| p.mappings).collect::<Vec<_>>(), [0, 2], "{list:?}");
+    drop((first, second));
+    assert_eq!(
+        other.peers().unwrap(),
+        shm_api::client::PeerList { peers: vec![], mappings: vec![], all_mappings: 0 }
+    );
+}
+
+fn read_all(peer: &Peer, file: &shm_api::client::File, bytes: &[u8]) -> Vec<(bool, String)> {
+    let mut ways = Vec::new();
+    for offset in (0..bytes.len() as u64).step_by(W as usize) {
+        let len = W.min(bytes.len() as u64 - offset);
+        let moved = peer.read(file, offset, 0, len).unwrap();
+        assert_eq!(moved.bytes, len);
+        let expected = &bytes[offset as usize..(offset + len) as usize];
+        assert!(local(peer.local(), 0, len as usize) == expected, "{len} bytes at {offset} differ");
+        ways.push((moved.direct, moved.reason));
+    }
+    ways
+}
+
+#[test]
+fn a_peers_read_takes_the_cmb_where_there_is_one_and_says_so() {
+    let serving = Serving::start(SMALL);
+    let client = serving.client();
+    let bytes = pattern(3 * W as usize - 100, 2);
+    let file = file(&client, "/a", &bytes);
+    let _held = file.map_read(0, bytes.len() as u64).unwrap();
+    let peer = client.attach_peer(W).unwrap();
+    assert!(read_all(&peer, &file, &bytes).iter().all(|(direct, _)| *direct));
+    client.revoke("/a").unwrap();
+    assert!(read_all(&peer, &file, &bytes).iter().all(|(direct, _)| *direct), "it is mapped again");
+    let status = client.status().unwrap();
+    let peer_bytes: u64 = status.paths.iter().filter(|p| p.path == "peer to peer").map(|p| p.bytes).sum();
+    assert_eq!(peer_bytes, 2 * bytes.len() as u64, "{status:?}");
+    // What is not in one window, not mapped, or not in its memory, is refused.
+    for (offset, local, len) in
+        [(0, 0, W + 1), (W - 1, 0, 2), (0, 1, W), (0, 0, 0), (u64::MAX, 0, 8), (0, u64::MAX, 8)]
+    {
+        assert!(peer.read(&file, offset, local, len).is_err(), "{offset} {local} {len}");
+    }
+}
+
+#[test]
+fn without_a_cmb_a_peers_read_goes_through_host_memory_counted_with_the_reason() {
+    let serving = Serving::start(Setup { url: "emu:ram?size=64M&cmb=0", ..SMALL });
+    let client = serving.client();
+    let bytes = pattern(2 * W as usize + 5, 3);
+    let file = file(&client, "/a", &bytes);
+    let _held = file.map_read(0, bytes.len() as u64).unwrap();
+    let peer = client.attach_peer(W).unwrap();
+    let ways = read_all(&peer, &file, &bytes);
+    assert!(ways.iter().all(|(direct, why)| !direct && why == "no CMB"), "{ways:?}");
+    let status = client.status().unwrap();
+    let bounced = status.paths.iter().find(|p| p.path == "bounce" && p.reason == "no CMB");
+    assert_eq!(bounced.map(|p| p.bytes), Some(bytes.len() as u64), "{status:?}");
+}
