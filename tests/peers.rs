@@ -32,7 +32,7 @@ fn a_servers_peers_are_listed_whole_and_by_file() {
         of_a["mappings"].as_array().unwrap().iter().map(|m| m["offset"].as_u64().unwrap()).collect();
     assert_eq!((offsets, of_a["peers"].as_array().unwrap().len()), (vec![0, 65_536], 1), "{of_a}");
     let text = String::from_utf8(lab.ok(&["peers", "--socket", "s"])).unwrap();
-    assert!(text.contains("64 KiB") && text.lines().count() == 7, "{text}");
+    assert!(text.contains("64 KiB") && text.lines().count() == 8, "{text}");
     assert!(lab.fails(1, &["peers", "--socket", "s", "/none"]).stderr.contains("/none"));
 }
 

@@ -117,7 +117,7 @@ pub(crate) fn run(accelerator: &Accelerator) -> Result<(), Box<dyn Error>> {
 
     let peer = windows.register_peer(Box::new(ExternalPeer::new(
         accelerator.clone(),
-        Some(Box::new(SharedMemoryExporter)), // for a real drive's CMB: its own driver
+        Some(Box::new(SharedMemoryExporter)), // `CmbExporter` for a real drive's CMB
     )));
     let mapping = match windows.map_peer(peer, window, true, &mut drive, 0)? {
         PeerPath::Direct(mapping) => mapping,

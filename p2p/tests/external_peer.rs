@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use nvme_driver::mem::Mapping;
 use nvme_driver::pci::DmaAccess;
-use p2p::peer::{ExternalPeer, Mapper, SharedMemoryExporter};
+use p2p::peer::{CmbExporter, ExternalPeer, Mapper, SharedMemoryExporter};
 
 #[path = "../examples/external_device.rs"]
 mod example;
@@ -50,4 +50,21 @@ fn every_way_that_was_refused_is_named() {
     assert!(why.contains("as a dma-buf: nothing exports the memory"), "{why}");
     let why = map(&Accelerator::new(false, false).unwrap(), None).unwrap_err();
     assert!(why.contains("takes no memory"), "{why}");
+    // A drive whose transport exports nothing, and memory that is not its own.
+    let emulated = nvme_driver::emu::EmulatedController::new(&nvme_driver::emu::Config {
+        cmb_size: 1 << 20,
+        ..Default::default()
+    });
+    let clock = Arc::new(nvme_driver::clock::ManualClock::new());
+    let controller =
+        nvme_driver::controller::Controller::new(emulated.unwrap().function(), Default::default(), clock)
+            .unwrap();
+    let own = Arc::clone(&controller.cmb().cmb().unwrap().data.memory);
+    let exporter = CmbExporter(controller);
+    let why =
+        map(&Accelerator::new(true, false).unwrap(), Some(Box::new(CmbExporter(Arc::clone(&exporter.0)))));
+    assert!(why.unwrap_err().contains("not the CMB of"));
+    let mut peer = ExternalPeer::new(Accelerator::new(true, false).unwrap(), Some(Box::new(exporter)));
+    let why = peer.map(&own, 0, 0, 4096, DmaAccess::Read).unwrap_err().to_string();
+    assert!(why.contains("does not support exporting"), "{why}");
 }

@@ -3,6 +3,7 @@
 mod common;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{GRACE, Rig, config, pattern};
 use nvme_driver::clock::ManualClock;
@@ -12,6 +13,8 @@ use nvme_driver::emu::{Config, EmulatedController, Fault, Rule, Target};
 use nvme_driver::nvme_disk::NvmeDisk;
 use nvme_driver::spec::NvmOpcode;
 use nvme_driver::topology::Fence;
+use nvme_driver::vfio_user::VfioUserFunction;
+use nvme_driver::vfio_user::server::Server;
 use p2p::layout::Home;
 use p2p::peer::{CopyId, CopyState, EmulatedEngine, NvmePeer};
 use p2p::reader::Outcome;
@@ -274,4 +277,45 @@ fn an_address_is_not_used_again_at_once() {
     let mappings = s.drive.emulated.domain().counters().mappings;
     s.rig.windows.unregister_peer(s.id, s.rig.now).unwrap();
     assert_eq!(s.drive.emulated.domain().counters().mappings, mappings);
+}
+
+#[test]
+fn a_controller_in_another_process_is_given_the_window_as_a_descriptor() {
+    let emulated = EmulatedController::new(&Config::default()).unwrap();
+    let socket = std::env::temp_dir().join(format!("p2p-nvme-peer-{}", std::process::id()));
+    let server = Server::bind(&socket, emulated.function()).unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let asked = Arc::clone(&stop);
+    let served = std::thread::spawn(move || server.run(&asked).unwrap());
+    {
+        let function = VfioUserFunction::connect(&socket).unwrap();
+        let clock = Arc::new(nvme_driver::clock::SystemClock::new());
+        let controller = Controller::new(function, ControllerOptions::default(), clock).unwrap();
+        let mut disk = NvmeDisk::new(&controller).unwrap();
+        disk.write(LBA, &[0xd7; 4096]).unwrap();
+        let mut rig = Rig::new(4 * W, config());
+        rig.object(7, W, W);
+        let mut c = rig.client();
+        rig.map_host(&mut c, 7, W);
+        let hold = rig.hold(&c, 7, 0, true);
+        let peer = NvmePeer::new(&controller, Fence::Unmap).unwrap();
+        let id = rig.windows.register_peer(Box::new(peer.clone()));
+        let now = rig.now;
+        let m = match rig.windows.map_peer(id, hold.handle.index, true, &mut rig.drive, now).unwrap() {
+            PeerPath::Direct(m) => m,
+            other => panic!("{other:?}"),
+        };
+        let read = peer.read_from_drive(LBA, m.iova, 4096).unwrap();
+        while peer.poll() > 0 {
+            std::thread::yield_now();
+        }
+        assert_eq!(peer.take_result(read), Some(CopyState::Done));
+        assert_eq!(c.read(hold.handle, 0, 4096), (Outcome::Copied(Home::Cmb), vec![0xd7; 4096]));
+        let mapped = emulated.domain().counters().mappings;
+        rig.revoke(&Scope::Window(m.window));
+        assert_eq!(emulated.domain().counters().mappings, mapped - 1, "the other process still has it");
+        assert_eq!(c.read(hold.handle, 0, 4096), (Outcome::Copied(Home::Host), vec![0xd7; 4096]));
+    }
+    stop.store(true, Ordering::Release);
+    served.join().unwrap();
 }

@@ -9,6 +9,7 @@ use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use nvme_driver::controller::Controller;
 use nvme_driver::mem::Mapping;
 use nvme_driver::pci::DmaAccess;
 
@@ -78,6 +79,20 @@ pub trait ExternalDevice: Send + fmt::Debug {
 pub trait Exporter: Send + fmt::Debug {
     /// A dma-buf that holds `len` bytes of the memory from `offset`, and where in it they begin.
     fn export(&self, memory: &Arc<Mapping>, offset: usize, len: usize) -> Result<(OwnedFd, u64), String>;
+}
+
+/// The CMB of a controller, exported by its driver (VFIO, Linux 6.19 and later).
+#[derive(Debug)]
+pub struct CmbExporter(pub Arc<Controller>);
+
+impl Exporter for CmbExporter {
+    fn export(&self, memory: &Arc<Mapping>, offset: usize, len: usize) -> Result<(OwnedFd, u64), String> {
+        let cmb = self.0.cmb().cmb().filter(|cmb| Arc::ptr_eq(&cmb.data.memory, memory));
+        let cmb = cmb.ok_or_else(|| format!("the memory is not the CMB of {}", self.0.name()))?;
+        let start = cmb.bar_offset + offset as u64;
+        let fd = self.0.function().export_dma_buf(cmb.bar, start, len as u64).map_err(|e| e.to_string())?;
+        Ok((fd, 0))
+    }
 }
 
 /// Memory of an emulated controller: a memfd, which can be mapped as a dma-buf of a real one cannot.

@@ -17,7 +17,7 @@ use nvme_driver::mem::Mapping;
 use nvme_driver::pci::DmaAccess;
 
 pub use emulated::{CopyId, CopyState, EmulatedEngine, EngineCounters};
-pub use external::{Exporter, ExternalDevice, ExternalPeer, Import, SharedMemoryExporter};
+pub use external::{CmbExporter, Exporter, ExternalDevice, ExternalPeer, Import, SharedMemoryExporter};
 pub use nvme::NvmePeer;
 
 /// A peer could not do what was asked.
