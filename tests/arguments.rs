@@ -95,8 +95,26 @@ fn every_subcommand_explains_itself() {
     let lab = lab();
     let all = String::from_utf8(lab.ok(&["--help"])).unwrap();
     for name in [
-        "mkfs", "identify", "devices", "bind", "unbind", "emulate", "put", "get", "ls", "cat", "stat", "rm",
-        "mkdir", "mv", "serve", "status", "revoke", "check", "demo",
+        "mkfs",
+        "identify",
+        "devices",
+        "bind",
+        "unbind",
+        "emulate",
+        "put",
+        "get",
+        "ls",
+        "cat",
+        "stat",
+        "rm",
+        "mkdir",
+        "mv",
+        "serve",
+        "status",
+        "revoke",
+        "placement",
+        "check",
+        "demo",
     ] {
         assert!(all.contains(name), "--help does not list {name}");
         let help = String::from_utf8(lab.ok(&[name, "--help"])).unwrap();
