@@ -305,6 +305,28 @@ fn answers_that_make_no_sense_end_the_connection() {
     assert_eq!(u32_at(&csts, 16) & 2, 2);
 }
 
+/// The twin socket is for the server's commands and their replies alone.
+#[test]
+fn a_command_over_the_twin_socket_ends_the_connection() {
+    let served = Served::new();
+    for ask in [true, false] {
+        let mut host = Host::new(&served, true);
+        host.client.ok(command::DEVICE_RESET, &[], &[]);
+        host.up();
+        host.submit(0, identify());
+        let twin = host.twin.as_mut().unwrap();
+        twin.receive_any().unwrap();
+        if ask {
+            twin.send(Header::command(1, command::DEVICE_GET_INFO, 16), &words(&[16, 0, 0, 0]), &[]);
+        } else {
+            // Or it is hung up on.
+            host.twin = None;
+        }
+        assert!(host.client.is_closed());
+    }
+    served.connect();
+}
+
 /// Leaving, and stopping the server, while the server waits for an answer.
 #[test]
 fn nobody_waits_for_a_client_that_is_gone() {
