@@ -100,6 +100,26 @@ unsafe fn whole_words(mut src: *const u8, mut dst: *mut u8, mut len: usize) {
         }
         len %= 128;
     }
+    if len > 0 && len < 128 {
+        // SAFETY: touches exactly `len` bytes (a multiple of 8) from both pointers on. `rep movsq` takes longer to start than this to end.
+        unsafe {
+            core::arch::asm!(
+                "2:",
+                "mov {word}, [{src}]",
+                "mov [{dst}], {word}",
+                "add {src}, 8",
+                "add {dst}, 8",
+                "sub {left}, 8",
+                "jnz 2b",
+                src = inout(reg) src => _,
+                dst = inout(reg) dst => _,
+                left = inout(reg) len => _,
+                word = out(reg) _,
+                options(nostack)
+            );
+        }
+        return;
+    }
     // SAFETY: `rep movsq` touches exactly `len` bytes (a multiple of 8) from both pointers on; the direction flag is clear on entry to any
     // asm block (Rust reference, inline assembly rules).
     unsafe {

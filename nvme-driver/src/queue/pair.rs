@@ -140,10 +140,10 @@ pub struct QueuePair {
     cq: CompletionRing,
     sq: SubmissionRing,
     /// The submission queue tail that the device knows.
-    rung: u16,
+    rung: u32,
     /// The completion queue head that the device knows, and by how many entries ours may be ahead of it: less than the queue holds,
     /// so that the device always has room to go on.
-    acknowledged: u16,
+    acknowledged: u32,
     slack: u16,
     qid: u16,
     mask: u16,
@@ -238,7 +238,9 @@ impl QueuePair {
 
     /// Queues a command; the device learns of it at the next [`ring`](Self::ring). `token` comes back with the
     /// completion. The memory behind `data` must stay allocated until then. Returns the command identifier.
-    #[inline]
+    // Inlined, the command is in registers. In memory it would be read in wider words than it was written in, which has to wait
+    // until every store before, those of the last entry included, has got its cache line from the device.
+    #[inline(always)]
     pub fn submit(
         &mut self,
         mut command: Command,
@@ -282,8 +284,8 @@ impl QueuePair {
     #[inline]
     pub fn ring(&mut self) {
         let tail = self.sq.tail();
-        if tail != self.rung {
-            self.rung = tail;
+        if u32::from(tail) != self.rung {
+            self.rung = u32::from(tail);
             self.sq_doorbell.ring(tail);
         }
     }
@@ -320,7 +322,7 @@ impl QueuePair {
             }
         }
         let head = self.cq.head();
-        if head.wrapping_sub(self.acknowledged) & self.mask >= self.slack {
+        if head.wrapping_sub(self.acknowledged as u16) & self.mask >= self.slack {
             self.acknowledge(head);
         }
         Ok(count)
@@ -329,7 +331,7 @@ impl QueuePair {
     /// Gives entries of the completion queue back to the device.
     #[inline]
     fn acknowledge(&mut self, head: u16) {
-        self.acknowledged = head;
+        self.acknowledged = u32::from(head);
         self.cq_doorbell.ring(head);
     }
 

@@ -66,9 +66,10 @@ impl RingMemory {
 pub(crate) struct SubmissionRing {
     words: NonNull<AtomicU64>,
     /// Entries, a power of two, less one.
-    mask: u16,
-    /// Where the next entry goes: at most `mask`.
-    tail: u16,
+    mask: usize,
+    /// Where the next entry goes: at most `mask`. As wide as a load of it or of its neighbour may be: a load that covers more than
+    /// the store just before it waits for that store, and so for all before it, to leave the processor.
+    tail: usize,
     memory: RingMemory,
 }
 
@@ -79,7 +80,12 @@ impl SubmissionRing {
     /// `entries` is a power of two.
     pub(crate) fn new(memory: RingMemory, entries: u16) -> Result<Self, OutOfRange> {
         debug_assert!(entries.is_power_of_two());
-        Ok(Self { words: memory.words(usize::from(entries) * 8)?, mask: entries - 1, tail: 0, memory })
+        Ok(Self {
+            words: memory.words(usize::from(entries) * 8)?,
+            mask: usize::from(entries) - 1,
+            tail: 0,
+            memory,
+        })
     }
 
     pub(crate) fn bus_address(&self) -> u64 {
@@ -87,7 +93,7 @@ impl SubmissionRing {
     }
 
     pub(crate) fn tail(&self) -> u16 {
-        self.tail
+        self.tail as u16
     }
 
     /// Empty, all zeros.
@@ -100,7 +106,7 @@ impl SubmissionRing {
     #[inline]
     pub(crate) fn push(&mut self, command: Command) {
         let words: [u64; 8] = bytemuck::cast(command);
-        let first = usize::from(self.tail) * 8;
+        let first = self.tail * 8;
         for (i, word) in words.into_iter().enumerate() {
             // SAFETY: `new` checked `(mask + 1) * 8` words, and `tail` is at most `mask`.
             unsafe { self.words.add(first + i).as_ref() }.store(word.to_le(), Ordering::Relaxed);
@@ -117,9 +123,9 @@ const PHASE: u64 = 1 << 48;
 pub(crate) struct CompletionRing {
     words: NonNull<AtomicU64>,
     /// Entries, a power of two, less one.
-    mask: u16,
-    /// The entry to look at next: at most `mask`.
-    head: u16,
+    mask: usize,
+    /// The entry to look at next: at most `mask`. As wide as it is for the same reason as [`SubmissionRing::tail`].
+    head: usize,
     /// The phase tag that makes the entry at `head` a new one: [`PHASE`] or 0.
     phase: u64,
     memory: RingMemory,
@@ -133,7 +139,7 @@ impl CompletionRing {
     pub(crate) fn new(memory: RingMemory, entries: u16) -> Result<Self, OutOfRange> {
         debug_assert!(entries.is_power_of_two());
         let words = memory.words(usize::from(entries) * 2)?;
-        Ok(Self { words, mask: entries - 1, head: 0, phase: PHASE, memory })
+        Ok(Self { words, mask: usize::from(entries) - 1, head: 0, phase: PHASE, memory })
     }
 
     pub(crate) fn bus_address(&self) -> u64 {
@@ -141,7 +147,7 @@ impl CompletionRing {
     }
 
     pub(crate) fn head(&self) -> u16 {
-        self.head
+        self.head as u16
     }
 
     /// Empty, all zeros; so the first round's phase tag is 1.
@@ -155,9 +161,7 @@ impl CompletionRing {
     #[inline]
     pub(crate) fn peek(&self) -> Option<u64> {
         // SAFETY: `new` checked `(mask + 1) * 2` words, and `head` is at most `mask`.
-        let high = unsafe { self.words.add(usize::from(self.head) * 2 + 1).as_ref() }
-            .load(Ordering::Acquire)
-            .to_le();
+        let high = unsafe { self.words.add(self.head * 2 + 1).as_ref() }.load(Ordering::Acquire).to_le();
         ((high ^ self.phase) & PHASE == 0).then_some(high)
     }
 
@@ -165,8 +169,7 @@ impl CompletionRing {
     #[inline]
     pub(crate) fn take(&mut self, high: u64) -> Completion {
         // SAFETY: as in `peek`.
-        let low =
-            unsafe { self.words.add(usize::from(self.head) * 2).as_ref() }.load(Ordering::Relaxed).to_le();
+        let low = unsafe { self.words.add(self.head * 2).as_ref() }.load(Ordering::Relaxed).to_le();
         self.head = (self.head + 1) & self.mask;
         if self.head == 0 {
             self.phase ^= PHASE;
