@@ -140,7 +140,9 @@ pub struct EmulatedDrive {
 /// exist is created.
 pub fn open_emulated(url: &EmulatedUrl) -> Result<EmulatedDrive, OpenError> {
     let (drive, new) = emulated_drive(url)?;
-    new.map(NewImage::keep);
+    if let Some(new) = new {
+        new.keep();
+    }
     Ok(drive)
 }
 
