@@ -1,6 +1,6 @@
 //! The power goes at every point of many runs; what is on the medium then is checked, mounted and compared with a model.
 //!
-//! `CMBFS_SEED` reproduces a run, `CMBFS_CRASH_STATES` makes the random ones longer.
+//! `CMBFS_SEED` reproduces a run, `CMBFS_CRASH_STATES` makes the random ones longer (`tests/fuzz crash`).
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed call fails the test")]
 
 mod common;
