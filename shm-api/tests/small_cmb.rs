@@ -22,7 +22,7 @@ fn stamp(page: u64, version: u64) -> [u8; 8] {
 fn run(url: &str, window: usize, size: u64, host_cache: u64, visits: u64) {
     let seed = std::env::var("SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(5);
     println!("SEED={seed}");
-    let setup = Setup { url, window, grace_ms: 20 };
+    let setup = Setup { url, window, ..common::SMALL };
     let serving =
         Serving::with(filesystem(url), |socket| ServerOptions { host_cache, ..options(socket, setup) });
     let client = serving.client();
