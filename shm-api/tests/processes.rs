@@ -59,7 +59,7 @@ fn helper_process() {
                     section.write(0, &[0xaa; 4096])?;
                     if std::mem::take(&mut first) {
                         println!("\nready");
-                        // Stopped or killed here; when it goes on, it was fenced and writes again.
+                        // Stopped or killed here, in time on a busy machine too; when it goes on, it was fenced and writes again.
                         std::thread::sleep(Duration::from_millis(args[1].parse().unwrap()));
                     }
                     section.write(4096, &[0xbb; 4096])
@@ -143,7 +143,7 @@ fn a_stopped_writer_delays_nobody_beyond_the_grace_and_its_pages_wait_for_it() {
     let client = serving.client();
     file_of(&client, &[1; WINDOW]);
     let socket = serving.socket.to_str().unwrap();
-    let (stopped, mut out) = started("hold", &[socket, "1"]);
+    let (stopped, mut out) = started("hold", &[socket, "1000"]);
     signal(&stopped, Signal::STOP);
     let reader = client.open("/a", OpenMode::read()).unwrap().map_read(0, WINDOW as u64).unwrap();
     let report = client.revoke("/a").unwrap();
