@@ -5,8 +5,9 @@ mod common;
 use common::{Rig, config, pattern, writing};
 use p2p::backing::{Backing, BackingError};
 use p2p::layout::Home;
+use p2p::peer::EmulatedEngine;
 use p2p::reader::Outcome;
-use p2p::windows::{Ensured, ResetSignal, Scope, Want};
+use p2p::windows::{Ensured, PeerPath, ResetSignal, Scope, Want};
 use p2p::writer::Finished;
 
 const W: usize = 16 * 1024;
@@ -175,4 +176,25 @@ fn a_fill_that_a_reset_interrupts_is_not_shown() {
     let want: Vec<u8> = (0..W).map(|i| pattern(7, i)).collect();
     assert_eq!(c.read(hold.handle, 0, W), (Outcome::Copied(Home::Host), want));
     assert_eq!(rig.windows.cmb_bytes().0, 8 * W);
+}
+
+/// A client stopped in a section keeps the window waiting, and a peer that reads must not go on meanwhile.
+#[test]
+fn a_reading_peer_is_cut_off_at_once_even_while_a_writer_is_waited_for() {
+    let mut rig = rig();
+    let c = rig.client();
+    let hold = rig.hold(&c, 7, 0, true);
+    rig.ensure(&hold);
+    let engine = EmulatedEngine::new("dma0", W).unwrap();
+    let peer = rig.windows.register_peer(Box::new(engine.clone()));
+    let path = rig.windows.map_peer(peer, hold.handle.index, false, &mut rig.drive, 0).unwrap();
+    let PeerPath::Direct(mapped) = path else { panic!("{path:?}") };
+    engine.copy(mapped.iova, 0, 64, false).unwrap();
+    let mut slot = c.slots.take().unwrap();
+    let section = slot.write(&c.control, writing(&hold), &c.view).unwrap();
+    reset(&rig);
+    rig.poll();
+    assert!(rig.windows.status(hold.handle.index).unwrap().moving, "the writer is waited for");
+    assert!(engine.copy(mapped.iova, 0, 64, false).is_err(), "zeros taken for the window's bytes");
+    drop(section);
 }

@@ -151,6 +151,16 @@ impl Windows {
         if request.reason == Reason::Drive {
             m.request.reason = Reason::Drive;
             self.count_lost(index, dirty);
+            self.peers.stop_writers(index);
+            self.cut_off_readers(index);
+        }
+    }
+
+    /// Takes the window back from the peers that read it, before anybody is waited for: what is at its place is not to be seen any more.
+    fn cut_off_readers(&mut self, index: u32) {
+        let still_mapped = self.unmap_reading_peers(index);
+        if let Some(m) = self.window_mut(index).and_then(|w| w.moving.as_mut()) {
+            m.fenced.extend(still_mapped);
         }
     }
 
@@ -269,11 +279,17 @@ impl Windows {
                 }
             }
         }
+        let mut lost = false;
         if let Some(m) = w.moving.as_mut() {
             m.writers = writers;
             m.phase = Phase::Drain { deadline };
+            lost = m.request.discard && m.request.reason == Reason::Drive;
         }
         self.peers.stop_writers(index);
+        if lost {
+            // A reset left something there, and a peer has no second look at the device generation.
+            self.cut_off_readers(index);
+        }
         Ok(())
     }
 
@@ -332,10 +348,7 @@ impl Windows {
         let (to, dest, discard, hidden) = (m.request.to, m.dest, m.request.discard, m.hidden);
         if hidden {
             // Nor may it be seen by a peer that reads.
-            let still_mapped = self.unmap_reading_peers(index);
-            if let Some(m) = self.window_mut(index).and_then(|w| w.moving.as_mut()) {
-                m.fenced.extend(still_mapped);
-            }
+            self.cut_off_readers(index);
         }
         let safe = if to == Home::None {
             if discard { Ok(()) } else { self.write_back(index, backing).map(drop) }
