@@ -6,7 +6,7 @@
 
 mod common;
 
-use common::{SMALL, Serving, Setup, filesystem, options};
+use common::{Serving, Setup, filesystem, options};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 use shm_api::client::OpenMode;
