@@ -300,9 +300,9 @@ impl Controller {
         }
         tracing::warn!("{}: resetting the controller", self.name());
         control.reset_hooks.retain(|hook| hook.upgrade().inspect(|hook| hook()).is_some());
-        let present = self.present(&control);
-        let result =
-            present.and_then(|()| bring_up(&self.env, &mut control.kept)).and_then(|now| self.same(&now));
+        let result = bring_up(&self.env, &mut control.kept).and_then(|now| self.same(&now));
+        // Whatever came of that: without its memory it is gone.
+        let result = self.present(&control).and(result);
         if let Err(e) = &result {
             control.dead = Some(e.to_string());
             quiesce(&self.env);
