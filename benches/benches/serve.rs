@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::Instant;
 
+use cmbfs_benches::quantile;
 use cmbfs_benches::reads::{BLOCK, Reads};
 use core_affinity::CoreId;
 use nvme_driver::clock::SystemClock;
@@ -72,8 +73,8 @@ fn both_sides(ours: CoreId, theirs: CoreId) -> Fallible<()> {
             print_rate(name, depth, &mut rates[t * DEPTHS.len() + d]);
         }
     }
-    println!("a cache line to the other core and back: {:.0} ns", median(&mut round_trips));
-    println!("a copy of 4 KiB, all over {} MiB: {:.0} ns", SIZE >> 20, median(&mut copies));
+    println!("a cache line to the other core and back: {:.0} ns", quantile(&mut round_trips, 0.5));
+    println!("a copy of 4 KiB, all over {} MiB: {:.0} ns", SIZE >> 20, quantile(&mut copies, 0.5));
     Ok(())
 }
 
@@ -189,15 +190,9 @@ fn copy() -> Fallible<f64> {
 }
 
 fn print_rate(name: &str, depth: usize, rates: &mut [f64]) {
-    let rate = median(rates);
-    let (low, high) = (rates[rates.len() / 4], rates[rates.len() * 3 / 4]);
+    let [low, rate, high] = [0.25, 0.5, 0.75].map(|q| quantile(rates, q));
     println!(
         "  {name:16} depth {depth:>3}: {rate:>9.0} reads/s, {:>6.0} ns each (quartiles {low:.0} to {high:.0})",
         1e9 / rate
     );
-}
-
-fn median(of: &mut [f64]) -> f64 {
-    of.sort_by(f64::total_cmp);
-    of[of.len() / 2]
 }
