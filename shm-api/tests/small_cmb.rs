@@ -79,7 +79,7 @@ fn a_thousandth_of_it() {
 }
 
 #[test]
-#[ignore = "a minute, and an image of 10 GiB (sparse): cargo test --profile test-fast -p shm-api --test small_cmb -- --ignored"]
+#[ignore = "many minutes, and an image of 10 GiB (sparse): cargo test --profile test-fast -p shm-api --test small_cmb -- --ignored"]
 fn one_mebibyte_under_ten_gibibytes() {
     let dir = tempfile::tempdir().unwrap();
     let url = format!("emu:{}/large.img?size=12G&cmb=1M", dir.path().display());
