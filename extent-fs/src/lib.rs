@@ -5,7 +5,7 @@
 //! `docs/on-disk-format.md` describes the bytes, `docs/extent-fs.md` argues why every power cut is survived.
 //!
 //! The rooms, from the device upwards:
-//! * `io`: the disk in bytes, with the latch that stops all writes after the first device error
+//! * `io`: the disk in bytes, with the latch that stops all writes after the first device error; `time`: the system's clock
 //! * `codec`, `superblock`, `record`, `item`, `chunk`: the on-disk format, one structure each
 //! * `log`: the ring that records live in
 //! * `extents`, `inode`, `state`: the metadata in memory, and how an item changes it
@@ -45,6 +45,7 @@ mod sever;
 mod space;
 mod state;
 mod superblock;
+mod time;
 mod verify;
 
 pub use check::{CheckOptions, Finding, Outcome, Report, check};
@@ -57,7 +58,8 @@ pub use io::BLOCK;
 pub use item::NAME_MAX;
 pub use layout::{BlockState, Extent, Layout};
 pub use leases::{Access, Lease, Recall};
-pub use mount::{FormatOptions, MountOptions, format, probe, system_time};
+pub use mount::{FormatOptions, MountOptions, format, probe};
 pub use names::{NewInode, SetAttr};
 pub use space::Falloc;
 pub use superblock::VERSION;
+pub use time::system_time;

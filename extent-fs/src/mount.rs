@@ -1,7 +1,6 @@
 //! Making a filesystem, and taking one up again: superblock, checkpoint, log, free map.
 
 use std::collections::HashMap;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use nvme_driver::disk::Disk;
 
@@ -18,6 +17,7 @@ use crate::leases::Leases;
 use crate::recover::{free_map, load_checkpoint, replay};
 use crate::state::State;
 use crate::superblock::{self, COPIES, FIRST_LOG_BLOCK, MAX_LOG_BLOCKS, Superblock};
+use crate::time::system_time;
 use crate::verify::verify;
 
 /// Smallest device in blocks.
@@ -67,12 +67,6 @@ impl Default for MountOptions {
             lease_grace: 1_000_000_000,
         }
     }
-}
-
-/// Nanoseconds since 1970 by the system's clock.
-pub fn system_time() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn random_uuid() -> Result<[u8; 16], FsError> {

@@ -63,7 +63,7 @@ pub(crate) fn repair<D: Disk>(
         opens: HashMap::new(),
         leases: Leases::default(),
         lease_grace: 0,
-        clock: Box::new(crate::mount::system_time),
+        clock: Box::new(crate::time::system_time),
         scratch: vec![0; BLOCK_LEN].into_boxed_slice(),
         record: Vec::new(),
     };
