@@ -49,13 +49,14 @@ impl Check {
         if report.is_clean() {
             return Ok(());
         }
-        let left = report.findings.iter().filter(|f| f.outcome != Outcome::Repaired).count();
+        let left: Vec<_> = report.findings.iter().filter(|f| f.outcome != Outcome::Repaired).collect();
+        let costs = left.iter().all(|f| f.outcome == Outcome::NeedsForce);
         let hint = match (self.repair, self.force) {
-            (false, _) => "check --repair repairs what can be repaired without loss",
-            (true, false) => "check --repair --force repairs the rest, and gives up what cannot be read",
-            (true, true) => "copy out what can be read, and make a new filesystem",
+            (false, _) if !costs => "check --repair repairs what can be repaired without loss",
+            (_, false) => "check --repair --force repairs the rest, and gives up what cannot be read",
+            (_, true) => "copy out what can be read, and make a new filesystem",
         };
-        Err(Failure::damaged(format!("{url}: {}", counted(left, "fault"))).hint(hint))
+        Err(Failure::damaged(format!("{url}: {}", counted(left.len(), "fault"))).hint(hint))
     }
 }
 

@@ -22,7 +22,7 @@ use super::units::Bytes;
 /// after it has gone. Prints one line that starts with "serving" once a client can connect.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  cmbfs emulate 'disk.img?cmb=64M&size=1G' --socket run/cntrl\n  cmbfs emulate 'ram?size=512M&lba=512' --socket run/cntrl\n  cmbfs identify vfio-user:run/cntrl"
+    after_help = "Examples:\n  mkdir -p run\n  cmbfs emulate 'disk.img?cmb=64M&size=1G' --socket run/cntrl\n  cmbfs emulate 'ram?size=512M&lba=512' --socket run/cntrl\n  cmbfs identify vfio-user:run/cntrl"
 )]
 pub(crate) struct Emulate {
     /// What follows `emu:` in a device's URL: an image, `ram` or `null`, with size=, cmb=, lba= and cache=

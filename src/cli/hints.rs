@@ -18,9 +18,6 @@ pub(crate) fn hint_for(error: &(dyn Error + 'static)) -> Option<&'static str> {
 fn for_io(error: &io::Error) -> Option<&'static str> {
     Some(match error.kind() {
         io::ErrorKind::StorageFull => "free space there, or name another place",
-        io::ErrorKind::ConnectionRefused => {
-            "no server listens on this socket: start one, with `cmbfs serve`, or `cmbfs emulate` for vfio-user:"
-        }
         io::ErrorKind::PermissionDenied => "run as a user who may, or change the permissions",
         _ => return None,
     })

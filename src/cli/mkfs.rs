@@ -17,7 +17,7 @@ use super::units::Bytes;
 /// Refused without --force where anything is: bytes that are no cmbfs filesystem, or a cmbfs filesystem with files.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  cmbfs mkfs 'emu:disk.img?cmb=64M&size=1G'    creates the image if there is none\n  cmbfs mkfs pci:0000:01:00.0"
+    after_help = "Examples:\n  cmbfs mkfs 'emu:disk.img?cmb=64M&size=1G'    # creates the image if there is none\n  cmbfs mkfs pci:0000:01:00.0"
 )]
 pub(crate) struct Mkfs {
     /// The device's URL

@@ -21,7 +21,7 @@ use super::units::Bytes;
 #[derive(Args, Debug)]
 #[command(
     override_usage = "cmbfs peers --socket SOCK [PATH]\n       cmbfs peers --explain DEVICE DEVICE",
-    after_help = "Examples:\n  cmbfs peers --socket /tmp/cmbfs.sock\n  cmbfs peers --socket /tmp/cmbfs.sock /photo.jpg    who reaches this file\n  cmbfs peers --explain pci:0000:01:00.0 pci:0000:02:00.0"
+    after_help = "Examples:\n  cmbfs peers --socket /tmp/cmbfs.sock\n  cmbfs peers --socket /tmp/cmbfs.sock /photo.jpg    # who reaches this file\n  cmbfs peers --explain pci:0000:01:00.0 pci:0000:02:00.0"
 )]
 pub(crate) struct Peers {
     /// The server's socket

@@ -16,7 +16,7 @@ use super::units::{Bytes, Took};
 /// Move a file, part of one, a client's windows or everything out of the CMB: readers carry on from the host cache
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  cmbfs revoke --socket /tmp/cmbfs.sock /photo.jpg\n  cmbfs revoke --socket /tmp/cmbfs.sock /photo.jpg --offset 1M --len 64K\n  cmbfs revoke --socket /tmp/cmbfs.sock --client 3    by its number in `cmbfs status`\n  cmbfs revoke --socket /tmp/cmbfs.sock               everything"
+    after_help = "Examples:\n  cmbfs revoke --socket /tmp/cmbfs.sock /photo.jpg\n  cmbfs revoke --socket /tmp/cmbfs.sock /photo.jpg --offset 1M --len 64K\n  cmbfs revoke --socket /tmp/cmbfs.sock --client 3    # its number in the status\n  cmbfs revoke --socket /tmp/cmbfs.sock               # everything"
 )]
 pub(crate) struct Revoke {
     /// The server's socket

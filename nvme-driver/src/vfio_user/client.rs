@@ -80,7 +80,7 @@ impl VfioUserFunction {
         };
         let mut connection = Connection::open(socket).map_err(|e| match e {
             CallError::Refused(e) | CallError::Gone(e) => {
-                PciError::Io { what: format!("cannot connect to {name}"), source: e.into() }
+                PciError::Io { what: format!("cannot connect to {name}{}", why_not(e)), source: e.into() }
             }
         })?;
         let mut ask = Vec::new();
@@ -187,6 +187,16 @@ pub(super) fn call_error(name: &str, what: &str, e: CallError) -> PciError {
         CallError::Gone(e) | CallError::Refused(e) => {
             PciError::Io { what: format!("{name}: cannot {what}"), source: e.into() }
         }
+    }
+}
+
+/// What to do about a connection that did not come about, where the system's answer does not tell.
+fn why_not(e: Errno) -> &'static str {
+    match e {
+        Errno::NOENT | Errno::CONNREFUSED => " (is its server, say `cmbfs emulate`, running?)",
+        Errno::AGAIN => " (its server does not answer: it may have a client already, and has one at a time)",
+        Errno::PROTOTYPE => " (that is another kind of socket, not a vfio-user server's)",
+        _ => "",
     }
 }
 
