@@ -128,6 +128,9 @@ fn a_file_opts_out_of_the_cmb_and_in_again() {
         in_cmb(&file) == 4
     });
     assert_eq!(code(client.set_placement("/none", Placement::Host)), Some(ErrorCode::NotFound));
+    // Nor is a directory a file.
+    assert_eq!(code(client.set_placement("/", Placement::Host)), Some(ErrorCode::IsADirectory));
+    assert_eq!(code(client.revoke("")), Some(ErrorCode::IsADirectory));
 }
 
 #[test]

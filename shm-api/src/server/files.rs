@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use extent_fs::{Access, Falloc, Kind};
+use extent_fs::{Access, Falloc};
 use p2p::windows::{ClientId, PeerId, Scope, Want};
 
 use super::core::{Core, windows_error};
@@ -53,13 +53,7 @@ impl Core {
             Ok(ino) => {
                 // Whoever writes gets a descriptor that also reads: both are wanted then.
                 let bits = if writable { READ | WRITE } else { READ };
-                let stat = view.require(ino, bits, &format!("open \"{path}\""))?;
-                if stat.kind == Kind::Directory {
-                    return Err(WireError::new(
-                        ErrorCode::IsADirectory,
-                        format!("\"{path}\" is a directory"),
-                    ));
-                }
+                view.require_file(ino, bits, "open", path)?;
                 ino
             }
             Err(e) if e.code == ErrorCode::NotFound && flags & m::OPEN_CREATE != 0 => {
@@ -326,13 +320,13 @@ impl Core {
             m::REVOKE_FILE => {
                 let view = self.view(session);
                 let ino = view.walk(path)?;
-                view.require(ino, READ, &format!("revoke the windows of \"{path}\""))?;
+                view.require_file(ino, READ, "revoke the windows of", path)?;
                 Scope::Object(ino)
             }
             m::REVOKE_RANGE => {
                 let view = self.view(session);
                 let ino = view.walk(path)?;
-                view.require(ino, READ, &format!("revoke windows of \"{path}\""))?;
+                view.require_file(ino, READ, "revoke windows of", path)?;
                 let end = request.offset.saturating_add(request.len).min(extent_fs::MAX_FILE_SIZE);
                 Scope::Range { object: ino, bytes: request.offset..end.max(request.offset) }
             }
@@ -379,7 +373,7 @@ impl Core {
             .ok_or_else(|| invalid(format!("placement {}", request.placement)))?;
         let view = self.view(session);
         let ino = view.walk(path)?;
-        view.require(ino, WRITE, &format!("place \"{path}\""))?;
+        view.require_file(ino, WRITE, "place", path)?;
         self.placements.insert(ino, placement);
         if self.windows.has_object(ino) {
             self.place_object(ino).map_err(|e| windows_error(&e))?;

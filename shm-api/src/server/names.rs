@@ -63,6 +63,16 @@ impl<D: Disk> View<'_, D> {
         if allowed(self.who, owner(&stat), bits) { Ok(stat) } else { Err(denied(what, self.who)) }
     }
 
+    /// As [`require`](Self::require), to do something that only a file has done to it: a directory is refused.
+    pub(super) fn require_file(&self, ino: Ino, bits: u32, verb: &str, path: &str) -> Result<(), WireError> {
+        match self.require(ino, bits, &format!("{verb} \"{path}\""))?.kind {
+            Kind::Directory => {
+                Err(WireError::new(ErrorCode::IsADirectory, format!("\"{path}\" is a directory")))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Walks to a path's inode; every directory on the way must let the client through.
     pub(crate) fn walk(&self, path: &str) -> Result<Ino, WireError> {
         if path.len() > MAX_PATH {
