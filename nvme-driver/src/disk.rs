@@ -289,128 +289,72 @@ pub trait Disk: Send {
     }
 }
 
-impl<D: Disk + ?Sized> Disk for Box<D> {
-    fn name(&self) -> &str {
-        (**self).name()
-    }
-    fn geometry(&self) -> &Geometry {
-        (**self).geometry()
-    }
-    fn read(&mut self, lba: u64, into: &mut [u8]) -> Result<(), DiskError> {
-        (**self).read(lba, into)
-    }
-    fn write(&mut self, lba: u64, from: &[u8]) -> Result<(), DiskError> {
-        (**self).write(lba, from)
-    }
-    fn flush(&mut self) -> Result<(), DiskError> {
-        (**self).flush()
-    }
-    fn write_zeroes(&mut self, lba: u64, blocks: u64) -> Result<(), DiskError> {
-        (**self).write_zeroes(lba, blocks)
-    }
-    fn deallocate(&mut self, lba: u64, blocks: u64) -> Result<(), DiskError> {
-        (**self).deallocate(lba, blocks)
-    }
-    fn cmb(&self) -> Option<&CmbMemory> {
-        (**self).cmb()
-    }
-    fn on_reset(&mut self, hook: ResetHook) {
-        (**self).on_reset(hook);
-    }
-    fn read_to_cmb(&mut self, lba: u64, offset: usize, len: usize) -> Result<(), DiskError> {
-        (**self).read_to_cmb(lba, offset, len)
-    }
-    fn write_from_cmb(&mut self, lba: u64, offset: usize, len: usize) -> Result<(), DiskError> {
-        (**self).write_from_cmb(lba, offset, len)
-    }
-    fn map_peer(
-        &mut self,
-        memory: &Arc<Mapping>,
-        offset: usize,
-        len: usize,
-        access: DmaAccess,
-    ) -> Result<PeerMemory, DiskError> {
-        (**self).map_peer(memory, offset, len, access)
-    }
-    fn read_to_peer(
-        &mut self,
-        lba: u64,
-        to: &PeerMemory,
-        offset: usize,
-        len: usize,
-    ) -> Result<(), DiskError> {
-        (**self).read_to_peer(lba, to, offset, len)
-    }
-    fn write_from_peer(
-        &mut self,
-        lba: u64,
-        from: &PeerMemory,
-        offset: usize,
-        len: usize,
-    ) -> Result<(), DiskError> {
-        (**self).write_from_peer(lba, from, offset, len)
-    }
+/// Whatever points to a disk is one: every call goes on to it, those that have a default too.
+macro_rules! disk_by_pointer {
+    ($($pointer:ty),*) => {$(
+        impl<D: Disk + ?Sized> Disk for $pointer {
+            fn name(&self) -> &str {
+                (**self).name()
+            }
+            fn geometry(&self) -> &Geometry {
+                (**self).geometry()
+            }
+            fn read(&mut self, lba: u64, into: &mut [u8]) -> Result<(), DiskError> {
+                (**self).read(lba, into)
+            }
+            fn write(&mut self, lba: u64, from: &[u8]) -> Result<(), DiskError> {
+                (**self).write(lba, from)
+            }
+            fn flush(&mut self) -> Result<(), DiskError> {
+                (**self).flush()
+            }
+            fn write_zeroes(&mut self, lba: u64, blocks: u64) -> Result<(), DiskError> {
+                (**self).write_zeroes(lba, blocks)
+            }
+            fn deallocate(&mut self, lba: u64, blocks: u64) -> Result<(), DiskError> {
+                (**self).deallocate(lba, blocks)
+            }
+            fn cmb(&self) -> Option<&CmbMemory> {
+                (**self).cmb()
+            }
+            fn on_reset(&mut self, hook: ResetHook) {
+                (**self).on_reset(hook);
+            }
+            fn read_to_cmb(&mut self, lba: u64, offset: usize, len: usize) -> Result<(), DiskError> {
+                (**self).read_to_cmb(lba, offset, len)
+            }
+            fn write_from_cmb(&mut self, lba: u64, offset: usize, len: usize) -> Result<(), DiskError> {
+                (**self).write_from_cmb(lba, offset, len)
+            }
+            fn map_peer(
+                &mut self,
+                memory: &Arc<Mapping>,
+                offset: usize,
+                len: usize,
+                access: DmaAccess,
+            ) -> Result<PeerMemory, DiskError> {
+                (**self).map_peer(memory, offset, len, access)
+            }
+            fn read_to_peer(
+                &mut self,
+                lba: u64,
+                to: &PeerMemory,
+                offset: usize,
+                len: usize,
+            ) -> Result<(), DiskError> {
+                (**self).read_to_peer(lba, to, offset, len)
+            }
+            fn write_from_peer(
+                &mut self,
+                lba: u64,
+                from: &PeerMemory,
+                offset: usize,
+                len: usize,
+            ) -> Result<(), DiskError> {
+                (**self).write_from_peer(lba, from, offset, len)
+            }
+        }
+    )*};
 }
 
-impl<D: Disk + ?Sized> Disk for &mut D {
-    fn name(&self) -> &str {
-        (**self).name()
-    }
-    fn geometry(&self) -> &Geometry {
-        (**self).geometry()
-    }
-    fn read(&mut self, lba: u64, into: &mut [u8]) -> Result<(), DiskError> {
-        (**self).read(lba, into)
-    }
-    fn write(&mut self, lba: u64, from: &[u8]) -> Result<(), DiskError> {
-        (**self).write(lba, from)
-    }
-    fn flush(&mut self) -> Result<(), DiskError> {
-        (**self).flush()
-    }
-    fn write_zeroes(&mut self, lba: u64, blocks: u64) -> Result<(), DiskError> {
-        (**self).write_zeroes(lba, blocks)
-    }
-    fn deallocate(&mut self, lba: u64, blocks: u64) -> Result<(), DiskError> {
-        (**self).deallocate(lba, blocks)
-    }
-    fn cmb(&self) -> Option<&CmbMemory> {
-        (**self).cmb()
-    }
-    fn on_reset(&mut self, hook: ResetHook) {
-        (**self).on_reset(hook);
-    }
-    fn read_to_cmb(&mut self, lba: u64, offset: usize, len: usize) -> Result<(), DiskError> {
-        (**self).read_to_cmb(lba, offset, len)
-    }
-    fn write_from_cmb(&mut self, lba: u64, offset: usize, len: usize) -> Result<(), DiskError> {
-        (**self).write_from_cmb(lba, offset, len)
-    }
-    fn map_peer(
-        &mut self,
-        memory: &Arc<Mapping>,
-        offset: usize,
-        len: usize,
-        access: DmaAccess,
-    ) -> Result<PeerMemory, DiskError> {
-        (**self).map_peer(memory, offset, len, access)
-    }
-    fn read_to_peer(
-        &mut self,
-        lba: u64,
-        to: &PeerMemory,
-        offset: usize,
-        len: usize,
-    ) -> Result<(), DiskError> {
-        (**self).read_to_peer(lba, to, offset, len)
-    }
-    fn write_from_peer(
-        &mut self,
-        lba: u64,
-        from: &PeerMemory,
-        offset: usize,
-        len: usize,
-    ) -> Result<(), DiskError> {
-        (**self).write_from_peer(lba, from, offset, len)
-    }
-}
+disk_by_pointer!(Box<D>, &mut D);
