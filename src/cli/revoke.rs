@@ -11,12 +11,12 @@ use cmbfs::Client;
 use super::failure::Failure;
 use super::place::text;
 use super::serve::size;
-use super::units::{Bytes, Took};
+use super::units::{Bytes, Count, Took};
 
 /// Move a file, part of one, a client's windows or everything out of the CMB: readers carry on from the host cache
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  cmbfs revoke --socket /tmp/cmbfs.sock /photo.jpg\n  cmbfs revoke --socket /tmp/cmbfs.sock /photo.jpg --offset 1M --len 64K\n  cmbfs revoke --socket /tmp/cmbfs.sock --client 3    # its number in the status\n  cmbfs revoke --socket /tmp/cmbfs.sock               # everything"
+    after_help = "Examples:\n  cmbfs revoke --socket /tmp/cmbfs.sock /photo.jpg\n  cmbfs revoke --socket /tmp/cmbfs.sock /photo.jpg --offset 1M --len 64K\n  cmbfs revoke --socket /tmp/cmbfs.sock --client 3    # its number in the status\n  cmbfs revoke --socket /tmp/cmbfs.sock --peer 1      # its number in `cmbfs peers --socket`\n  cmbfs revoke --socket /tmp/cmbfs.sock               # everything"
 )]
 pub(crate) struct Revoke {
     /// The server's socket
@@ -31,10 +31,11 @@ pub(crate) struct Revoke {
     #[arg(long, value_name = "BYTES", requires = "path", value_parser = size)]
     len: Option<u64>,
     /// Everything that this client holds; it maps nothing more
-    #[arg(long, value_name = "NUMBER", conflicts_with_all = ["path", "peer"])]
+    // A part of a file is named beside them: clap asks for no PATH where one would be in conflict.
+    #[arg(long, value_name = "NUMBER", conflicts_with_all = ["path", "offset", "len", "peer"])]
     client: Option<u32>,
     /// Every mapping of this peer; windows stay where they are
-    #[arg(long, value_name = "NUMBER", conflicts_with = "path")]
+    #[arg(long, value_name = "NUMBER", conflicts_with_all = ["path", "offset", "len"])]
     peer: Option<u32>,
     /// Print JSON
     #[arg(long)]
@@ -62,12 +63,12 @@ impl Revoke {
         let pages = |n: u64| Bytes(n.saturating_mul(4096));
         writeln!(
             out,
-            "{} windows moved in {}: {} of the CMB free, {} quarantined, {} write sections fenced",
-            report.windows,
+            "{} moved in {}: {} of the CMB freed, {} quarantined, {} fenced",
+            Count(report.windows, "window"),
             Took(Duration::from_nanos(report.nanoseconds)),
             pages(report.freed_pages),
             pages(report.quarantined_pages),
-            report.fenced
+            Count(report.fenced, "write section")
         )?;
         Ok(())
     }

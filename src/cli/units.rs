@@ -49,6 +49,16 @@ impl fmt::Display for Took {
     }
 }
 
+/// A number of things, each called by its noun: `1 window`, `3 windows`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Count(pub(crate) u64, pub(crate) &'static str);
+
+impl fmt::Display for Count {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("{} {}{}", self.0, self.1, if self.0 == 1 { "" } else { "s" }))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,6 +77,12 @@ mod tests {
             assert_eq!(Bytes(bytes).to_string(), text);
         }
         assert_eq!(format!("{:>8}", Bytes(4096)), "   4 KiB");
+    }
+
+    #[test]
+    fn one_is_no_plural() {
+        let said = [0, 1, 2].map(|n| Count(n, "window").to_string());
+        assert_eq!(said, ["0 windows", "1 window", "2 windows"]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::scene::Process;
 use super::server::Moved;
 use super::story::{Latencies, PATH, READERS, Stage, Story, demand, say};
 use crate::cli::failure::{Failure, one_line};
-use crate::cli::units::{Bytes, Took};
+use crate::cli::units::{Bytes, Count, Took};
 
 /// How long the readers are watched before and after the revocations.
 const CALM: Duration = Duration::from_millis(300);
@@ -166,8 +166,9 @@ impl Story<'_> {
         let median = times.get(times.len() / 2).copied().unwrap_or(0);
         let pages = |n: u64| Bytes(n * 4096);
         say(format_args!(
-            "   {} revocations moved {moved} windows, median {}; {} of the CMB free again, {} quarantined",
-            times.len(),
+            "   {} moved {}, median {}; {} of the CMB freed, {} quarantined",
+            Count(times.len() as u64, "revocation"),
+            Count(moved, "window"),
             Took(Duration::from_nanos(median)),
             pages(freed),
             pages(quarantined)
