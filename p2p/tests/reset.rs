@@ -2,21 +2,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 mod common;
 
-use common::{Rig, config, pattern, writing};
-use p2p::backing::{Backing, BackingError};
+use std::sync::Arc;
+
+use common::{Midway, Rig, W, pattern, rig, writing};
 use p2p::layout::Home;
 use p2p::peer::EmulatedEngine;
 use p2p::reader::Outcome;
-use p2p::windows::{Ensured, PeerPath, ResetSignal, Scope, Want};
+use p2p::windows::{Ensured, PeerPath, Scope, Want};
 use p2p::writer::Finished;
-
-const W: usize = 16 * 1024;
-
-fn rig() -> Rig {
-    let mut rig = Rig::new(8 * W, config());
-    rig.object(7, 4 * W, W);
-    rig
-}
 
 /// What a reset does, in its order: it is announced, then the CMB is emptied.
 fn reset(rig: &Rig) {
@@ -130,38 +123,7 @@ fn a_reset_during_a_move_into_the_cmb_loses_nothing() {
     assert_eq!(rig.windows.host_bytes().0 as usize + 8 * W - rig.windows.cmb_bytes().0, W);
 }
 
-/// A drive that is reset in the middle of a read into the CMB: the second half is read again, the first is gone.
-struct Interrupted<'a> {
-    drive: &'a mut common::Drive,
-    signal: ResetSignal,
-}
-
-impl Backing for Interrupted<'_> {
-    fn read_to_cmb(&mut self, object: u64, offset: u64, at: usize, len: usize) -> Result<(), BackingError> {
-        let half = len / 2;
-        self.drive.read_to_cmb(object, offset, at, half)?;
-        self.signal.raise();
-        let all = self.drive.cmb.len();
-        self.drive.cmb.zero(0, all).unwrap();
-        self.drive.read_to_cmb(object, offset + half as u64, at + half, len - half)
-    }
-    fn read_to_host(&mut self, object: u64, offset: u64, into: &mut [u8]) -> Result<(), BackingError> {
-        self.drive.read_to_host(object, offset, into)
-    }
-    fn write_from_cmb(
-        &mut self,
-        object: u64,
-        offset: u64,
-        at: usize,
-        len: usize,
-    ) -> Result<(), BackingError> {
-        self.drive.write_from_cmb(object, offset, at, len)
-    }
-    fn write_from_host(&mut self, object: u64, offset: u64, from: &[u8]) -> Result<(), BackingError> {
-        self.drive.write_from_host(object, offset, from)
-    }
-}
-
+/// The second half is read again by the driver, the first is gone.
 #[test]
 fn a_fill_that_a_reset_interrupts_is_not_shown() {
     let mut rig = rig();
@@ -169,7 +131,11 @@ fn a_fill_that_a_reset_interrupts_is_not_shown() {
     rig.map_host(&mut c, 7, 4 * W);
     let hold = rig.hold(&c, 7, 0, false);
     let signal = rig.windows.reset_signal();
-    let mut drive = Interrupted { drive: &mut rig.drive, signal };
+    let cmb = Arc::clone(&rig.drive.cmb);
+    let mut drive = Midway::new(&mut rig.drive, |_| {
+        signal.raise();
+        cmb.zero(0, cmb.len()).unwrap();
+    });
     rig.windows.ensure(hold.handle.index, Want::Auto, &mut drive, 0).unwrap();
     rig.poll();
     rig.ensure(&hold);

@@ -108,6 +108,52 @@ impl Backing for Drive {
     }
 }
 
+/// Which way a transfer of the drive goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    ToCmb,
+    FromCmb,
+}
+
+/// The drive, with something that happens when half of each transfer into or out of the CMB is done.
+pub struct Midway<'a, F> {
+    drive: &'a mut Drive,
+    happens: F,
+}
+
+impl<'a, F: FnMut(Way)> Midway<'a, F> {
+    pub fn new(drive: &'a mut Drive, happens: F) -> Self {
+        Self { drive, happens }
+    }
+}
+
+impl<F: FnMut(Way)> Backing for Midway<'_, F> {
+    fn read_to_cmb(&mut self, object: u64, offset: u64, at: usize, len: usize) -> Result<(), BackingError> {
+        let half = len / 2;
+        self.drive.read_to_cmb(object, offset, at, half)?;
+        (self.happens)(Way::ToCmb);
+        self.drive.read_to_cmb(object, offset + half as u64, at + half, len - half)
+    }
+    fn read_to_host(&mut self, object: u64, offset: u64, into: &mut [u8]) -> Result<(), BackingError> {
+        self.drive.read_to_host(object, offset, into)
+    }
+    fn write_from_cmb(
+        &mut self,
+        object: u64,
+        offset: u64,
+        at: usize,
+        len: usize,
+    ) -> Result<(), BackingError> {
+        let half = len / 2;
+        self.drive.write_from_cmb(object, offset, at, half)?;
+        (self.happens)(Way::FromCmb);
+        self.drive.write_from_cmb(object, offset + half as u64, at + half, len - half)
+    }
+    fn write_from_host(&mut self, object: u64, offset: u64, from: &[u8]) -> Result<(), BackingError> {
+        self.drive.write_from_host(object, offset, from)
+    }
+}
+
 /// Windows, the drive behind them, and a clock.
 #[derive(Debug)]
 pub struct Rig {
@@ -120,6 +166,16 @@ pub const GRACE: u64 = 1_000_000;
 
 pub fn config() -> Config {
     Config { slots: 256, grace: GRACE, settle: 0, dirty_words: 4096, ..Config::default() }
+}
+
+/// A window of the rig that [`rig`] makes.
+pub const W: usize = 16 * 1024;
+
+/// Room for eight windows in the CMB, and object 7 of four.
+pub fn rig() -> Rig {
+    let mut rig = Rig::new(8 * W, config());
+    rig.object(7, 4 * W, W);
+    rig
 }
 
 impl Rig {
