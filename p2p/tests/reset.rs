@@ -164,3 +164,32 @@ fn a_reading_peer_is_cut_off_at_once_even_while_a_writer_is_waited_for() {
     assert!(engine.copy(mapped.iova, 0, 64, false).is_err(), "zeros taken for the window's bytes");
     drop(section);
 }
+
+/// Whoever commits next is told, and does not have to wait for anybody who is still in a section there.
+#[test]
+fn what_was_lost_is_told_while_a_writer_is_still_waited_for() {
+    let mut rig = rig();
+    let c = rig.client();
+    let hold = rig.hold(&c, 7, 0, true);
+    rig.ensure(&hold);
+    let (mut a, mut b) = (c.slots.take().unwrap(), c.slots.take().unwrap());
+    let mut s = a.write(&c.control, writing(&hold), &c.view).unwrap();
+    s.write(0, b"lost").unwrap();
+    assert_eq!(s.finish(), Finished::Done);
+    let mut late = b.write(&c.control, writing(&hold), &c.view).unwrap();
+    reset(&rig);
+    rig.poll();
+    assert!(rig.windows.status(hold.handle.index).unwrap().moving, "the writer is waited for");
+    rig.windows.commit(7, &(0..W as u64), &mut rig.drive).unwrap();
+    let losses = rig.windows.losses(7, &mut rig.drive, rig.now);
+    assert_eq!((losses.events, losses.bytes), (1, 4096), "acknowledged, and lost");
+    // And its own bytes are lost as well, whoever harvests them.
+    late.write(8192, b"late").unwrap();
+    assert_eq!(late.finish(), Finished::Done);
+    rig.windows.commit(7, &(0..W as u64), &mut rig.drive).unwrap();
+    let losses = rig.windows.losses(7, &mut rig.drive, rig.now);
+    assert_eq!((losses.events, losses.bytes), (2, 8192));
+    rig.poll();
+    assert!(!rig.windows.status(hold.handle.index).unwrap().moving);
+    assert_eq!(rig.windows.losses(7, &mut rig.drive, rig.now).bytes, 8192, "counted once");
+}

@@ -122,6 +122,7 @@ impl Windows {
         request.to = to;
         // What was marked before now is in the bytes that step 1 copies.
         self.harvest(index);
+        let (discard, peers_wrote) = (request.discard, self.peers.has_writers(index));
         let Some(w) = self.window_mut(index) else { return };
         w.moving = Some(Box::new(Move {
             request,
@@ -134,6 +135,12 @@ impl Windows {
             hidden: false,
             began: now,
         }));
+        if discard {
+            if peers_wrote {
+                w.dirty.add_all();
+            }
+            self.drop_dirty(index);
+        }
         self.moving.push(index);
         self.step_move(index, backing, now);
     }
@@ -142,17 +149,33 @@ impl Windows {
     /// be another's, or nothing of it may be shown, for its place is lost. The move ends nowhere.
     fn discard_moving(&mut self, index: u32, request: Request) {
         self.redirect(index);
+        self.harvest(index);
+        let (by_reset, peers_wrote) = (request.reason == Reason::Drive, self.peers.has_writers(index));
         let Some(w) = self.window_mut(index) else { return };
-        let dirty = w.dirty.len();
-        w.dirty.clear();
+        if !by_reset {
+            w.dirty.clear();
+        } else if peers_wrote {
+            w.dirty.add_all();
+        }
         let Some(m) = w.moving.as_mut() else { return };
         m.request.discard = true;
         m.request.tickets.extend(request.tickets);
-        if request.reason == Reason::Drive {
+        if by_reset {
             m.request.reason = Reason::Drive;
-            self.count_lost(index, dirty);
+            self.drop_dirty(index);
             self.peers.stop_writers(index);
             self.cut_off_readers(index);
+        }
+    }
+
+    /// What is dirty of a window whose bytes are no longer wanted stays off the drive. If a reset took it, it is counted as lost here and now,
+    /// for whoever commits next is to be told, and does not wait for the end of the move.
+    pub(super) fn drop_dirty(&mut self, index: u32) {
+        let Some(w) = self.window_mut(index) else { return };
+        let pages = w.dirty.len();
+        w.dirty.clear();
+        if w.moving.as_ref().is_some_and(|m| m.request.reason == Reason::Drive) {
+            self.count_lost(index, pages);
         }
     }
 
@@ -362,6 +385,9 @@ impl Windows {
             // What lies there now is what the reset left. Whoever notices it has the move end elsewhere.
             return Ok(false);
         }
+        if discard {
+            self.drop_dirty(index);
+        }
         let mut claims = self.unmap_reading_peers(index);
 
         let Some(w) = self.windows.get_mut(index as usize).and_then(Option::as_deref_mut) else {
@@ -373,11 +399,6 @@ impl Windows {
         w.generation = publish::<Native>(Self::guard(&self.control, index)?, w.generation, place);
         (w.home, w.at, w.stamp) = (to, dest, device);
         w.settled = now.saturating_add(self.settle);
-        let mut lost = 0;
-        if discard {
-            lost = if m.request.reason == Reason::Drive { w.dirty.len() } else { 0 };
-            w.dirty.clear();
-        }
         if to == Home::None {
             w.dirty.clear();
         }
@@ -385,7 +406,6 @@ impl Windows {
         if std::mem::take(&mut w.timed_out) {
             claims.push(Claim::Device);
         }
-        self.count_lost(index, lost);
         self.moving.retain(|i| *i != index);
         self.counters.moves += 1;
         tracing::trace!(

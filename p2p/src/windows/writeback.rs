@@ -67,7 +67,7 @@ impl Windows {
         let written_by_peers = self.peers.has_writers(index);
         let Some(w) = self.window_mut(index) else { return Ok((0, 0)) };
         if w.moving.as_ref().is_some_and(|m| m.discards()) {
-            w.dirty.clear();
+            self.drop_dirty(index);
             return Ok((0, 0));
         }
         let object = w.object;
