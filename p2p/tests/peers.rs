@@ -317,3 +317,97 @@ fn what_goes_the_long_way_to_a_peer_is_counted_with_the_reason() {
     assert!(rig.windows.bounce_to_peer(7, bytes, outside, Reason::NoCmb, &mut rig.drive).is_err());
     assert_eq!(rig.windows.counters().path(p2p::counters::Path::Bounce).transfers, 1);
 }
+
+/// An engine on a fabric that does not keep the processors' caches coherent.
+#[derive(Debug)]
+struct NotCoherent(EmulatedEngine);
+
+impl Mapper for NotCoherent {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+    fn map(
+        &mut self,
+        m: &Arc<Mapping>,
+        bus: u64,
+        offset: usize,
+        len: usize,
+        access: DmaAccess,
+    ) -> Result<u64, PeerError> {
+        self.0.map(m, bus, offset, len, access)
+    }
+    fn unmap(&mut self, iova: u64, len: usize) -> Result<(), PeerError> {
+        self.0.unmap(iova, len)
+    }
+    fn stop(&mut self, iova: u64, len: usize) {
+        self.0.stop(iova, len);
+    }
+    fn drained(&mut self, iova: u64, len: usize) -> bool {
+        self.0.drained(iova, len)
+    }
+    fn is_mapped(&mut self, iova: u64, len: usize) -> bool {
+        self.0.is_mapped(iova, len)
+    }
+    fn is_coherent(&self) -> bool {
+        false
+    }
+}
+
+/// What of `engine`'s memory is to be in the object from `to` on.
+fn bounce(rig: &mut Rig, engine: &EmulatedEngine, to: std::ops::Range<u64>) -> Ensured {
+    let from = (engine.local().as_ref(), 64);
+    rig.windows.bounce_from_peer(7, to, from, Reason::NotCoherent, &mut rig.drive, rig.now).unwrap()
+}
+
+#[test]
+fn a_peer_that_is_not_coherent_only_reads_and_what_it_writes_goes_through_host_memory() {
+    let (mut rig, c, hold) = rig();
+    let engine = EmulatedEngine::new("dma0", 4 * W).unwrap();
+    let peer = rig.windows.register_peer(Box::new(NotCoherent(engine.clone())));
+    let refused = rig.windows.map_peer(peer, hold.handle.index, true, &mut rig.drive, rig.now).unwrap();
+    assert_eq!(refused, PeerPath::Bounce(Reason::NotCoherent));
+    let counted = |rig: &Rig| rig.windows.counters().get(p2p::counters::Path::Bounce, Reason::NotCoherent);
+    assert_eq!((counted(&rig).transfers, counted(&rig).bytes), (1, 0), "the refusal");
+    assert_eq!(rig.windows.peer_mappings(None).count(), 0);
+    // It reads by DMA, and what it has mapped for that it cannot write.
+    let m = map(&mut rig, peer, hold.handle.index, false);
+    engine.copy(m.iova, 0, 64, false).unwrap();
+    assert!(engine.copy(m.iova, 0, 64, true).unwrap_err().to_string().contains("may not write"));
+    let refused = rig.windows.map_peer(peer, hold.handle.index, true, &mut rig.drive, rig.now).unwrap();
+    assert_eq!(refused, PeerPath::Bounce(Reason::NotCoherent));
+    engine.copy(m.iova, 0, 64, false).unwrap();
+    // Its bytes arrive the long way, in two windows of which nobody has the second, and reach the drive with the next commit.
+    let bytes: Vec<u8> = (0..W + 100).map(|i| (i * 13 + 5) as u8).collect();
+    engine.local().write(64, &bytes).unwrap();
+    let to = 100..100 + bytes.len() as u64;
+    assert!(matches!(bounce(&mut rig, &engine, to.clone()), Ensured::Ready(..)));
+    assert_eq!((counted(&rig).transfers, counted(&rig).bytes), (3, bytes.len() as u64));
+    let (home, got) = c.read(hold.handle, 100, W - 100);
+    assert_eq!((home, &got[..]), (Outcome::Copied(Home::Cmb), &bytes[..W - 100]));
+    engine.copy(m.iova, 0, W, false).unwrap();
+    let mut got = vec![0; W - 100];
+    engine.local().read(100, &mut got).unwrap();
+    assert_eq!(got, bytes[..W - 100], "its own next read shows them");
+    rig.windows.commit(7, &(0..4 * W as u64), &mut rig.drive).unwrap();
+    assert_eq!(rig.drive.objects[&7][100..100 + bytes.len()], bytes);
+    assert_eq!(rig.drive.objects[&7][..100], (0..100).map(|i| pattern(7, i)).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_is_bounced_into_a_window_that_moves_waits_and_moves_along() {
+    let (mut rig, c, hold) = rig();
+    let engine = EmulatedEngine::new("dma0", W).unwrap();
+    engine.local().write(64, &[0x5a; 100]).unwrap();
+    rig.ensure(&hold);
+    let mut slot = c.slots.take().unwrap();
+    let section = slot.write(&c.control, writing(&hold), &c.view).unwrap();
+    let ticket = rig.windows.revoke(&Scope::Window(hold.handle.index), &mut rig.drive, rig.now).unwrap();
+    assert_eq!(bounce(&mut rig, &engine, 0..100), Ensured::Moving, "nothing is stored behind the last copy");
+    assert_eq!(c.read(hold.handle, 0, 100).1, (0..100).map(|i| pattern(7, i)).collect::<Vec<_>>());
+    assert_eq!(section.finish(), Finished::Done);
+    rig.finish(ticket);
+    assert!(matches!(bounce(&mut rig, &engine, 0..100), Ensured::Ready(..)));
+    assert_eq!(c.read(hold.handle, 0, 100).1, vec![0x5a; 100]);
+    rig.revoke(&Scope::Object(7));
+    assert_eq!(c.read(hold.handle, 0, 100).1, vec![0x5a; 100]);
+}

@@ -277,6 +277,8 @@ impl Mapper for NvmePeer {
         !state.is_busy(iova, len as u64)
     }
 
+    // Coherent, as by default: VFIO takes no function whose DMA is not (Linux 5.19), and the other transports are processes.
+
     fn is_mapped(&mut self, iova: u64, len: usize) -> bool {
         let state = self.state();
         let end = iova.saturating_add(len as u64);

@@ -13,10 +13,12 @@
 //! * `background`: dirty pages to the drive at a bounded rate
 //! * `ahead`: read-ahead for windows that are used one after the other
 //! * `evict`: making room, and going back to the CMB
+//! * `bounce`: bytes of a peer that it may not put into a window itself
 //! * `raw`: objects that are not files
 //! * `peers`: windows that other devices reach
 mod ahead;
 mod background;
+mod bounce;
 mod clients;
 mod copying;
 mod device;

@@ -39,7 +39,7 @@ pub struct PeerMapping {
 pub enum PeerPath {
     /// By DMA to the CMB, until the window is revoked.
     Direct(PeerMapping),
-    /// Not at all: copy through host memory ([`Windows::read_through`] and the peer's own local memory). And why.
+    /// Not at all: copy through host memory ([`Windows::bounce_to_peer`], [`Windows::bounce_from_peer`]). And why.
     Bounce(Reason),
     /// The window is moving: poll, and ask again.
     Moving,
