@@ -183,6 +183,29 @@ fn what_is_in_flight_completes_before_the_revocation_does() {
     assert_eq!(s.client.read(s.hold.handle, 0, 4096), (Outcome::Copied(Home::Host), vec![0xd7; 4096]));
 }
 
+/// The same for a command that only reads the window; where unmapping is no fence its queue would have to go with all that is in it.
+#[test]
+fn what_only_reads_completes_too_and_no_queue_has_to_go() {
+    for own in [false, true] {
+        let mut s = scene(own, Fence::Queue);
+        let m = s.map(false);
+        let write = Target::io(NvmOpcode::Write as u8);
+        s.drive.emulated.faults().inject(Rule::once(write, Fault::Delay { steps: 6 }));
+        let write = s.peer.write_to_drive(LBA + 32, m.iova, W).unwrap();
+        let ticket = s.rig.windows.revoke(&Scope::Window(m.window), &mut s.rig.drive, s.rig.now).unwrap();
+        s.rig.poll();
+        assert!(matches!(s.rig.windows.progress(ticket), Some(Progress::Pending(_))), "it waits");
+        for _ in 0..50 {
+            s.rig.poll();
+        }
+        assert!(matches!(s.rig.windows.progress(ticket), Some(Progress::Done(_))));
+        assert_eq!(s.peer.take_result(write), Some(CopyState::Done));
+        let mut got = vec![0; W];
+        s.drive.disk.read(LBA + 32, &mut got).unwrap();
+        assert_eq!(got, (0..W).map(|i| pattern(7, i)).collect::<Vec<_>>());
+    }
+}
+
 /// A command that the drive does not finish within the grace: pages are freed and poisoned, and only then it goes on.
 fn late_dma(own: bool, fence: Fence) -> (Scene, CopyId) {
     let mut s = scene(own, fence);

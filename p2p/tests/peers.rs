@@ -99,6 +99,87 @@ fn a_peer_that_does_not_drain_is_cut_off_after_the_grace() {
     assert_eq!(c.read(hold.handle, 0, 4).0, Outcome::Copied(Home::Host));
 }
 
+/// What reads is in nobody's way: readers on the processor go on, and a DMA in flight is given until the grace to complete.
+#[test]
+fn a_reading_peers_dma_in_flight_completes_before_its_window_goes() {
+    let (mut rig, c, hold) = rig();
+    let engine = EmulatedEngine::new("dma0", W).unwrap();
+    let peer = rig.windows.register_peer(Box::new(engine.clone()));
+    let m = map(&mut rig, peer, hold.handle.index, false);
+    let queued = engine.submit(m.iova + 4096, 0, 4096, false).unwrap();
+    let ticket = rig.windows.revoke(&Scope::Window(m.window), &mut rig.drive, rig.now).unwrap();
+    rig.poll();
+    assert!(matches!(rig.windows.progress(ticket), Some(Progress::Pending(_))), "waits for the queue");
+    let stopped = engine.submit(m.iova, 0, 64, false).unwrap_err().to_string();
+    assert!(stopped.contains("revoked"), "{stopped}");
+    let again = rig.windows.map_peer(peer, m.window, false, &mut rig.drive, rig.now).unwrap();
+    assert_eq!(again, PeerPath::Moving, "its mapping is of no use any more");
+    assert_eq!(c.read(hold.handle, 0, 64).0, Outcome::Copied(Home::Cmb));
+    engine.step(1);
+    assert_eq!(engine.take_result(queued), Some(p2p::peer::CopyState::Done));
+    let mut got = vec![0; 4096];
+    engine.local().read(0, &mut got).unwrap();
+    assert_eq!(got, (4096..8192).map(|i| pattern(7, i)).collect::<Vec<_>>());
+    rig.poll();
+    assert!(matches!(rig.windows.progress(ticket), Some(Progress::Done(_))), "no time has to pass");
+    assert!(engine.copy(m.iova, 0, 64, false).unwrap_err().to_string().contains("faulted"));
+}
+
+#[test]
+fn a_reading_peer_that_does_not_drain_costs_one_grace_and_faults() {
+    let (mut rig, c, hold) = rig();
+    let engine = EmulatedEngine::new("dma0", W).unwrap();
+    let peer = rig.windows.register_peer(Box::new(engine.clone()));
+    let m = map(&mut rig, peer, hold.handle.index, false);
+    let stuck = engine.submit(m.iova, 0, 64, false).unwrap();
+    let ticket = rig.windows.revoke(&Scope::Window(m.window), &mut rig.drive, rig.now).unwrap();
+    rig.now += GRACE - 1;
+    rig.poll();
+    assert!(matches!(rig.windows.progress(ticket), Some(Progress::Pending(_))));
+    let mut slot = c.slots.take().unwrap();
+    assert!(
+        slot.write(&c.control, writing(&hold), &c.view).is_err(),
+        "a writer waits, and no longer than this"
+    );
+    rig.now += 1;
+    rig.poll();
+    let Some(Progress::Done(report)) = rig.windows.progress(ticket) else { panic!("the grace is over") };
+    assert_eq!(report.freed_bytes, W as u64);
+    rig.drive.cmb.write(0, &vec![0x99; W]).unwrap();
+    engine.step(1);
+    assert!(matches!(engine.take_result(stuck), Some(p2p::peer::CopyState::Failed(_))));
+    let mut got = [0; 64];
+    engine.local().read(0, &mut got).unwrap();
+    assert_eq!(got, [0; 64], "it read pages that are another's");
+    assert_eq!(slot.write(&c.control, writing(&hold), &c.view).unwrap().finish(), Finished::Done);
+}
+
+/// The move is given up, and the window stays where it is: then the peer is not left with a mapping that takes no work.
+#[test]
+fn after_a_move_that_failed_a_reading_peer_maps_again() {
+    let (mut rig, c, hold) = rig();
+    let options = ObjectOptions { window_size: W, placement: Placement::CmbOnly };
+    rig.windows.add_object(7, options).unwrap();
+    let engine = EmulatedEngine::new("dma0", W).unwrap();
+    let peer = rig.windows.register_peer(Box::new(engine.clone()));
+    let m = map(&mut rig, peer, hold.handle.index, false);
+    let mut slot = c.slots.take().unwrap();
+    let mut section = slot.write(&c.control, writing(&hold), &c.view).unwrap();
+    section.write(0, &[0x5a; 64]).unwrap();
+    let ticket = rig.windows.revoke(&Scope::Window(m.window), &mut rig.drive, rig.now).unwrap();
+    rig.drive.fail_writes = true;
+    assert_eq!(section.finish(), Finished::Done);
+    let report = rig.finish(ticket);
+    assert_eq!(report.failed.len(), 1, "{report:?}");
+    rig.drive.fail_writes = false;
+    let again = map(&mut rig, peer, m.window, false);
+    engine.copy(again.iova, 0, 64, false).unwrap();
+    let mut got = [0; 64];
+    engine.local().read(0, &mut got).unwrap();
+    assert_eq!(got, [0x5a; 64]);
+    assert_eq!(rig.windows.peer_mappings(None).collect::<Vec<_>>(), [again]);
+}
+
 /// A drive during whose last write-back a peer reads the window.
 struct Peeking<'a> {
     drive: &'a mut common::Drive,

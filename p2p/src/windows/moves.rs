@@ -30,7 +30,7 @@ pub(super) struct Request {
 enum Phase {
     /// Step 1: the bytes are copied while the window is in use.
     Copy,
-    /// Step 3: frozen; writers and writing peers end, or the grace does.
+    /// Step 3: frozen; writers and peers end, or the grace does.
     Drain { deadline: u64 },
     /// Step 4 could not bring the bytes to safety while a fenced writer is still out: try again.
     Stuck { deadline: u64 },
@@ -163,7 +163,7 @@ impl Windows {
         if by_reset {
             m.request.reason = Reason::Drive;
             self.drop_dirty(index);
-            self.peers.stop_writers(index);
+            self.peers.stop(index);
             self.cut_off_readers(index);
         }
     }
@@ -308,7 +308,7 @@ impl Windows {
             m.phase = Phase::Drain { deadline };
             lost = m.request.discard && m.request.reason == Reason::Drive;
         }
-        self.peers.stop_writers(index);
+        self.peers.stop(index);
         if lost {
             // A reset left something there, and a peer has no second look at the device generation.
             self.cut_off_readers(index);
@@ -324,7 +324,7 @@ impl Windows {
         backing: &mut dyn Backing,
         now: u64,
     ) -> Result<bool, WindowsError> {
-        let peers_quiet = self.peers.writers_drained(index);
+        let peers_quiet = self.peers.drained(index);
         let clients = &self.clients;
         let Some(w) = self.windows.get_mut(index as usize).and_then(Option::as_deref_mut) else {
             return Ok(false);
@@ -354,7 +354,9 @@ impl Windows {
 
     /// Step 4, and 5 and 6 as far as nobody has to be waited for.
     fn finish(&mut self, index: u32, backing: &mut dyn Backing, now: u64) -> Result<bool, WindowsError> {
-        let still_mapped = self.unmap_writing_peers(index);
+        let mut still_mapped = self.unmap_writing_peers(index);
+        // Drained like the writing ones. Told to stop they are of no more use, and must not see what a fenced writer stores later.
+        still_mapped.extend(self.unmap_reading_peers(index));
         self.harvest(index);
         let device = self.device;
         let Some(w) = self.windows.get_mut(index as usize).and_then(Option::as_deref_mut) else {
@@ -368,11 +370,7 @@ impl Windows {
             w.generation = hide::<Native>(guard, w.generation);
             m.hidden = true;
         }
-        let (to, dest, discard, hidden) = (m.request.to, m.dest, m.request.discard, m.hidden);
-        if hidden {
-            // Nor may it be seen by a peer that reads.
-            self.cut_off_readers(index);
-        }
+        let (to, dest, discard) = (m.request.to, m.dest, m.request.discard);
         let safe = if to == Home::None {
             if discard { Ok(()) } else { self.write_back(index, backing).map(drop) }
         } else {
@@ -388,8 +386,6 @@ impl Windows {
         if discard {
             self.drop_dirty(index);
         }
-        let mut claims = self.unmap_reading_peers(index);
-
         let Some(w) = self.windows.get_mut(index as usize).and_then(Option::as_deref_mut) else {
             return Ok(false);
         };
@@ -402,7 +398,7 @@ impl Windows {
         if to == Home::None {
             w.dirty.clear();
         }
-        claims.extend(m.fenced);
+        let mut claims = m.fenced;
         if std::mem::take(&mut w.timed_out) {
             claims.push(Claim::Device);
         }

@@ -80,16 +80,18 @@ impl Peers {
         self.peers.values().any(|p| p.maps.get(&window).is_some_and(|m| m.writable))
     }
 
-    pub(super) fn stop_writers(&mut self, window: u32) {
+    /// Has every peer that reaches a window take on no more work there.
+    pub(super) fn stop(&mut self, window: u32) {
         for peer in self.peers.values_mut() {
-            if let Some(m) = peer.maps.get(&window).filter(|m| m.writable) {
+            if let Some(m) = peer.maps.get(&window) {
                 peer.mapper.stop(m.iova, m.len);
             }
         }
     }
 
-    pub(super) fn writers_drained(&mut self, window: u32) -> bool {
-        self.peers.values_mut().all(|peer| match peer.maps.get(&window).filter(|m| m.writable) {
+    /// Whether no peer has work left there.
+    pub(super) fn drained(&mut self, window: u32) -> bool {
+        self.peers.values_mut().all(|peer| match peer.maps.get(&window) {
             Some(m) => peer.mapper.drained(m.iova, m.len),
             None => true,
         })
@@ -175,7 +177,10 @@ impl Windows {
     ) -> Result<PeerPath, WindowsError> {
         let known = self.peers.peers.get(&peer.0).ok_or(WindowsError::UnknownPeer(peer.0))?;
         if let Some(m) = known.maps.get(&window).filter(|m| m.writable || !write) {
-            return Ok(PeerPath::Direct(*m));
+            let leaving = self.peers.leaving.iter().any(|l| l.1 == peer.0);
+            let frozen = self.window(window).and_then(|w| w.moving.as_ref()).is_some_and(|m| m.frozen());
+            // Stopped there already: it is about to be taken back.
+            return Ok(if leaving || frozen { PeerPath::Moving } else { PeerPath::Direct(*m) });
         }
         if write && !known.mapper.is_coherent() {
             return Ok(self.bounce(Reason::NotCoherent));
@@ -259,7 +264,7 @@ impl Windows {
         self.count_dirty(m.window);
     }
 
-    /// Steps 3 and 4: writing peers first, before the last copy.
+    /// The end of step 3: before the last copy.
     pub(super) fn unmap_writing_peers(&mut self, index: u32) -> Vec<Claim> {
         let writers = self.peers.has_writers(index);
         let (taken, claims) = self.peers.unmap(index, true);
@@ -276,7 +281,7 @@ impl Windows {
         claims
     }
 
-    /// Step 4: reading peers, before the new place is published.
+    /// With the writing peers; after a reset before anybody is waited for.
     pub(super) fn unmap_reading_peers(&mut self, index: u32) -> Vec<Claim> {
         let (taken, claims) = self.peers.unmap(index, false);
         self.counters.peer_revocations += u64::from(taken);
