@@ -138,6 +138,8 @@ pub struct Counters {
     table: [[Count; REASONS]; PATHS],
     /// Moves that were completed.
     pub moves: u64,
+    /// Bytes that windows did not have to copy when they left the CMB, because the host cache had them still.
+    pub spared_bytes: u64,
     /// Moves that were given up because the bytes could not be brought to safety.
     pub moves_failed: u64,
     /// Write sections that were fenced.

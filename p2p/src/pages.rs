@@ -36,6 +36,13 @@ impl PageSet {
         }
     }
 
+    /// Adds the pages of another set of the same window.
+    pub(crate) fn add_set(&mut self, other: &Self) {
+        for (word, bits) in self.words.iter_mut().zip(&other.words) {
+            *word |= bits;
+        }
+    }
+
     pub(crate) fn add_range(&mut self, pages: Range<usize>) {
         for page in pages.start..pages.end.min(self.pages) {
             self.words[page / 64] |= 1 << (page % 64);
@@ -66,9 +73,22 @@ impl PageSet {
 
     /// The first run of pages at or after `from`.
     pub(crate) fn next_run(&self, from: usize) -> Option<Range<usize>> {
-        let start = (from..self.pages).find(|p| self.contains(*p))?;
-        let end = (start..self.pages).find(|p| !self.contains(*p)).unwrap_or(self.pages);
-        Some(start..end)
+        let start = self.first(from, 0)?;
+        Some(start..self.first(start, u64::MAX).unwrap_or(self.pages))
+    }
+
+    /// The first page at or after `from` whose bit is not that of `inverted`.
+    fn first(&self, from: usize, inverted: u64) -> Option<usize> {
+        if from >= self.pages {
+            return None;
+        }
+        let mut word = from / 64;
+        let mut bits = (self.words[word] ^ inverted) & (u64::MAX << (from % 64));
+        while bits == 0 {
+            word += 1;
+            bits = self.words.get(word)? ^ inverted;
+        }
+        Some(word * 64 + bits.trailing_zeros() as usize).filter(|page| *page < self.pages)
     }
 }
 
@@ -86,6 +106,13 @@ mod tests {
         s.remove_range(0..1000);
         assert!(s.is_empty());
         s.add_all();
-        assert_eq!((s.len(), s.next_run(7)), (70, Some(7..70)));
+        assert_eq!((s.len(), s.next_run(7), s.next_run(70)), (70, Some(7..70), None));
+        let mut whole = PageSet::new(128);
+        whole.add_range(60..128);
+        assert_eq!((whole.next_run(0), whole.next_run(64)), (Some(60..128), Some(64..128)));
+        let mut other = PageSet::new(128);
+        other.add_range(0..2);
+        whole.add_set(&other);
+        assert_eq!((whole.next_run(0), whole.next_run(2)), (Some(0..2), Some(60..128)));
     }
 }

@@ -271,13 +271,15 @@ impl World {
             assert_eq!(wrong, None, "object {o} differs on the drive from this byte on");
         }
         let (free, size) = self.rig.windows.cmb_bytes();
-        assert_eq!((free, self.rig.windows.host_bytes().0), (size, 0), "memory leaked");
+        let (used, spares) = (self.rig.windows.host_bytes().0, self.rig.windows.spare_bytes());
+        assert_eq!((free, used, spares), (size, 0, 0), "memory leaked");
         assert_eq!(self.rig.windows.quarantine().count(), 0);
     }
 }
 
 fn run(seeds: std::ops::Range<u64>, steps: usize, refusals: u16, failures: u64) {
     let base = seed(seeds.start);
+    let mut spared = 0;
     for s in base..base + (seeds.end - seeds.start) {
         println!("SEED={s}");
         let mut world = World::new(s, refusals, failures);
@@ -285,7 +287,9 @@ fn run(seeds: std::ops::Range<u64>, steps: usize, refusals: u16, failures: u64) 
             world.step();
         }
         world.finish();
+        spared += world.rig.windows.counters().spared_bytes;
     }
+    assert!(spared > 0, "no window ever came back to pages that were good still");
 }
 
 #[test]

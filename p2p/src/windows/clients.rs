@@ -171,9 +171,7 @@ impl Windows {
                 if here && w.home != Home::None {
                     w.dirty.add_all();
                 }
-                if let Some(m) = w.moving.as_mut() {
-                    m.changed.add_all();
-                }
+                w.distrust_copies();
             }
         }
         let holds: Vec<u32> = c.holds.iter().copied().collect();
@@ -199,6 +197,7 @@ impl Windows {
         let words = w.dirty.words() as u32;
         let Ok(at) = w.holder(client) else { return };
         let holder = w.holders.remove(at);
+        let unheld = w.holders.is_empty();
         if let Some(c) = self.clients.get_mut(&client) {
             c.holds.remove(&index);
             if let Some(first) = holder.dirty_word {
@@ -208,24 +207,23 @@ impl Windows {
         self.writable_holds -= usize::from(holder.dirty_word.is_some());
         // It may have left something.
         self.pace.dirty |= holder.dirty_word.is_some();
+        if unheld {
+            self.drop_spare(index);
+        }
         self.count_dirty(index);
     }
 
-    /// Takes the dirty bits of a window from all who hold it for writing. They count for the window, and for a move of it.
+    /// Takes the dirty bits of a window from all who hold it for writing. They count for the window, a move of it, and its spare.
     pub(super) fn harvest(&mut self, index: u32) {
         let Some(w) = self.windows.get_mut(index as usize).and_then(Option::as_deref_mut) else { return };
-        for holder in &w.holders {
-            let (Some(first), Some(c)) = (holder.dirty_word, self.clients.get(&holder.client)) else {
-                continue;
-            };
+        for at in 0..w.holders.len() {
+            let Holder { client, dirty_word, .. } = w.holders[at];
+            let (Some(first), Some(c)) = (dirty_word, self.clients.get(&client)) else { continue };
             for word in 0..w.dirty.words() {
                 let Some(shared) = c.region.dirty(first + word as u32) else { continue };
                 let bits = harvest::<Native>(shared);
                 if bits != 0 {
-                    w.dirty.add_word(word, bits);
-                    if let Some(m) = w.moving.as_mut() {
-                        m.changed.add_word(word, bits);
-                    }
+                    w.note_changed(word, bits);
                 }
             }
         }

@@ -40,7 +40,7 @@ impl Windows {
     pub(super) fn make_host_room(&mut self, index: u32, keep: u64, backing: &mut dyn Backing, now: u64) {
         let Some(len) = self.window(index).map(|w| w.len as u64) else { return };
         for _ in 0..VICTIMS {
-            if self.host_bytes + len + keep <= self.host_limit {
+            if self.host_in_use() + len + keep <= self.host_limit {
                 return;
             }
             let (objects, windows, out) = (&self.objects, &self.windows, &self.out);

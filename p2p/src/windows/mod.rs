@@ -7,6 +7,7 @@
 //! * `moves`: the six steps of a move as a state machine
 //! * `copying`: bytes between two homes
 //! * `reclaim`: when old pages are free again, and quarantine
+//! * `spares`: host pages that a window of the CMB keeps for when it comes back
 //! * `revoke`: what to revoke, tickets and reports
 //! * `device`: mass revocation, and a device that was reset
 //! * `writeback`: dirty pages to the drive, commit, truncate
@@ -30,6 +31,7 @@ mod place;
 mod raw;
 mod reclaim;
 mod revoke;
+mod spares;
 mod window;
 mod writeback;
 
@@ -208,6 +210,7 @@ pub struct Windows {
     cmb: Option<Cmb>,
     host_limit: u64,
     host_bytes: u64,
+    spares: spares::Spares,
     host_policy: S3Fifo,
     grace: u64,
     settle: u64,
@@ -279,6 +282,7 @@ impl Windows {
             cmb,
             host_limit: config.host_limit,
             host_bytes: 0,
+            spares: spares::Spares::default(),
             host_policy: S3Fifo::new(config.host_limit),
             grace: config.grace,
             settle: config.settle,
@@ -329,7 +333,7 @@ impl Windows {
         self.cmb.as_ref().map_or((0, 0), |c| (c.pool.free_bytes(), c.pool.size()))
     }
 
-    /// Bytes of host cache in use (quarantined ones included), and the limit.
+    /// Bytes of host cache in use (quarantined ones and [spares](Self::spare_bytes) included), and the limit.
     pub fn host_bytes(&self) -> (u64, u64) {
         (self.host_bytes, self.host_limit)
     }

@@ -2,6 +2,8 @@
 //!
 //! Per window one move at a time. What is asked for meanwhile is remembered and done after it.
 
+use std::ops::Range;
+
 use super::clients::Holder;
 use super::object::Placement;
 use super::reclaim::{Claim, PagesOut};
@@ -49,7 +51,10 @@ pub(super) struct Move {
     /// The new place, taken already.
     dest: u64,
     phase: Phase,
+    /// Bytes up to which step 1 is done.
     copied: usize,
+    /// Pages that step 1 copies, where the new place has the others already (it was the window's spare).
+    stale: Option<PageSet>,
     /// Pages that changed since step 1 began. Write-back never clears it.
     pub(super) changed: PageSet,
     writers: Vec<Writer>,
@@ -76,6 +81,14 @@ impl Move {
     /// Whether the window's bytes are no longer wanted.
     pub(super) fn discards(&self) -> bool {
         self.request.discard
+    }
+
+    /// The next pages that step 1 has to copy, from a page on; the window has so many.
+    fn to_copy(&self, from: usize, pages: usize) -> Option<Range<usize>> {
+        match &self.stale {
+            Some(stale) => stale.next_run(from),
+            None => (from < pages).then_some(from..pages),
+        }
     }
 
     /// Why it is made.
@@ -110,7 +123,9 @@ impl Windows {
         if from == request.to || from == Home::None {
             return self.settle_all(&request.tickets, Outcome::Already);
         }
-        let (to, dest) = self.destination(index, &request);
+        // What was marked before now is in the bytes that step 1 copies; a spare is to know of it.
+        self.harvest(index);
+        let (to, dest, stale) = self.destination(index, &request);
         if from == to {
             return self.settle_all(&request.tickets, Outcome::Already);
         }
@@ -120,8 +135,6 @@ impl Windows {
             return self.settle_all(&request.tickets, Outcome::Failed(why));
         }
         request.to = to;
-        // What was marked before now is in the bytes that step 1 copies.
-        self.harvest(index);
         let (discard, peers_wrote) = (request.discard, self.peers.has_writers(index));
         let Some(w) = self.window_mut(index) else { return };
         w.moving = Some(Box::new(Move {
@@ -129,6 +142,7 @@ impl Windows {
             dest,
             phase: Phase::Copy,
             copied: 0,
+            stale,
             changed: PageSet::new(len / 4096),
             writers: Vec::new(),
             fenced: Vec::new(),
@@ -210,28 +224,29 @@ impl Windows {
         let Some(w) = self.windows.get_mut(index as usize).and_then(Option::as_deref_mut) else { return };
         let Some(m) = w.moving.as_mut() else { return };
         let (home, at) = (m.request.to, m.dest);
-        (m.request.to, m.dest) = (Home::None, 0);
+        (m.request.to, m.dest, m.stale) = (Home::None, 0, None);
         let mut dest = PagesOut::new(w, index, 0, Vec::new());
         (dest.home, dest.at) = (home, at);
         self.let_go(dest, Vec::new());
     }
 
-    /// A new place at the wanted home, or at the next best: the CMB falls back to the host cache, and that to no place at all.
-    fn destination(&mut self, index: u32, request: &Request) -> (Home, u64) {
+    /// A new place at the wanted home, or at the next best: the CMB falls back to the host cache, and that to no place at all. And which
+    /// pages step 1 has to copy there, if not all.
+    fn destination(&mut self, index: u32, request: &Request) -> (Home, u64, Option<PageSet>) {
         if request.to == Home::Cmb {
             return match self.take_cmb(index) {
-                Ok(at) => (Home::Cmb, at),
-                Err(_) => (Home::Host, 0),
+                Ok(at) => (Home::Cmb, at, None),
+                Err(_) => (Home::Host, 0, None),
             };
         }
         if request.to == Home::Host
             && !self.placement_of(index).is_some_and(|p| p == Placement::CmbOnly)
             && !self.window(index).is_some_and(|w| w.for_peers && w.holders.is_empty())
-            && let Ok(at) = self.take_host(index, 0)
+            && let Ok((at, stale)) = self.take_host_again(index)
         {
-            return (Home::Host, at);
+            return (Home::Host, at, stale);
         }
-        (Home::None, 0)
+        (Home::None, 0, None)
     }
 
     /// Takes a move as far as it goes without waiting. True if it got anywhere.
@@ -273,13 +288,19 @@ impl Windows {
                 self.write_back(index, backing)?;
             }
         } else {
-            let end = (from + COPY_BUDGET).min(len);
-            self.copy_pages(index, to, dest, from / 4096..end / 4096, backing)?;
-            if let Some(m) = self.window_mut(index).and_then(|w| w.moving.as_mut()) {
-                m.copied = end;
-            }
-            if end < len {
-                return Ok(true);
+            let pages = len / 4096;
+            let (mut page, mut left) = (from / 4096, COPY_BUDGET / 4096);
+            loop {
+                let moving = self.window_mut(index).and_then(|w| w.moving.as_mut());
+                let Some(m) = moving else { return Ok(false) };
+                m.copied = page * 4096;
+                let Some(run) = m.to_copy(page, pages) else { break };
+                if left == 0 {
+                    return Ok(true);
+                }
+                let run = run.start..run.end.min(run.start + left);
+                (page, left) = (run.end, left - run.len());
+                self.copy_pages(index, to, dest, run, backing)?;
             }
         }
         self.freeze_window(index, now)?;
@@ -340,14 +361,18 @@ impl Windows {
             return Ok(false);
         }
         // The grace is over for whoever is left.
+        let mut fenced = false;
         for writer in std::mem::take(&mut m.writers) {
             let Some(c) = clients.get(&writer.client) else { continue };
             if let Some(word) = fence_section::<Native>(c.region.slot(writer.slot).0, writer.word) {
                 m.fenced.push(Claim::Section { client: writer.client, slot: writer.slot, word });
-                m.changed.add_all();
                 w.dirty.add_all();
+                fenced = true;
                 self.counters.fenced += 1;
             }
+        }
+        if fenced {
+            w.distrust_copies();
         }
         self.finish(index, backing, now)
     }
@@ -389,7 +414,7 @@ impl Windows {
         let Some(w) = self.windows.get_mut(index as usize).and_then(Option::as_deref_mut) else {
             return Ok(false);
         };
-        let Some(m) = w.moving.take() else { return Ok(false) };
+        let Some(mut m) = w.moving.take().map(|m| *m) else { return Ok(false) };
         let old = PagesOut::new(w, index, now.saturating_add(self.grace), m.request.tickets.clone());
         let place = Place::new(to, dest, device).unwrap_or(Place::NONE);
         w.generation = publish::<Native>(Self::guard(&self.control, index)?, w.generation, place);
@@ -402,6 +427,10 @@ impl Windows {
         if std::mem::take(&mut w.timed_out) {
             claims.push(Claim::Device);
         }
+        if let Some(stale) = m.stale.as_mut() {
+            stale.add_set(&m.changed);
+            self.counters.spared_bytes += (old.len - stale.len() * 4096) as u64;
+        }
         self.moving.retain(|i| *i != index);
         self.counters.moves += 1;
         tracing::trace!(
@@ -413,7 +442,14 @@ impl Windows {
         self.count_dirty(index);
         claims.extend(self.borrows_of(index, &old));
         self.settle_all(&m.request.tickets, Outcome::Moved { fenced: claims.len() as u64 });
-        self.let_go(old, claims);
+        // After a fencing the old pages may hold what the writer stored late, even if it has answered meanwhile.
+        let kept = claims.is_empty() && !hidden && self.keep_spare(&old, m.changed);
+        if !kept {
+            self.let_go(old, claims);
+        }
+        if to == Home::None {
+            self.drop_spare(index);
+        }
         if let Some(next) = self.window_mut(index).and_then(|w| w.next.take()) {
             self.request(index, next, backing, now);
         } else {

@@ -66,6 +66,10 @@ impl Windows {
                 return Err(WindowsError::OtherWindowSize(object, known.options.window_size));
             }
             known.options = options;
+            if options.placement == Placement::CmbOnly {
+                let windows: Vec<u32> = known.windows.values().copied().collect();
+                self.drop_spares_of(&windows);
+            }
             return Ok(());
         }
         let fresh = Object {
@@ -111,10 +115,12 @@ impl Windows {
         Ok(self.host_file(object)?.client_fd(writable)?)
     }
 
-    /// Keeps a range from being filled (a write layout over it is out). Windows there are not revoked by this.
+    /// Keeps a range from being filled (a write layout over it is out). Windows there are not revoked by this, but lose their spares.
     pub fn exclude(&mut self, object: u64, range: Range<u64>) -> Result<(), WindowsError> {
         let known = self.objects.get_mut(&object).ok_or(WindowsError::UnknownObject(object))?;
-        known.excluded.push(range);
+        known.excluded.push(range.clone());
+        let windows = self.slots_in(object, &range);
+        self.drop_spares_of(&windows);
         Ok(())
     }
 

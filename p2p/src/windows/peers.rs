@@ -255,9 +255,7 @@ impl Windows {
             if m.writable {
                 // Nobody tells which pages a peer wrote.
                 w.dirty.add_all();
-                if let Some(mv) = w.moving.as_mut() {
-                    mv.changed.add_all();
-                }
+                w.distrust_copies();
             }
         }
         self.pace.dirty |= m.writable;
@@ -273,9 +271,7 @@ impl Windows {
             w.peers -= taken;
             if writers {
                 w.dirty.add_all();
-                if let Some(m) = w.moving.as_mut() {
-                    m.changed.add_all();
-                }
+                w.distrust_copies();
             }
         }
         claims

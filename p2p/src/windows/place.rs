@@ -10,6 +10,7 @@ use super::{Windows, WindowsError};
 use crate::backing::{Backing, BackingError};
 use crate::counters::{Path, Reason};
 use crate::layout::{Home, LANE, LANES, Place};
+use crate::pages::PageSet;
 use crate::protocol::{Native, freeze, publish};
 use crate::refusal::Point;
 
@@ -297,7 +298,7 @@ impl Windows {
         if self.refusals.refuse(Point::HostPlace) {
             return Err(Reason::Injected);
         }
-        if self.host_bytes + len + keep > self.host_limit {
+        if self.host_in_use() + len + keep > self.host_limit {
             return Err(Reason::HostFull);
         }
         let taken =
@@ -309,8 +310,20 @@ impl Windows {
             tracing::warn!("no host cache for object {object}: {e}");
             return Err(Reason::HostFull);
         }
+        self.drop_spares_for(len);
         self.host_bytes += len;
         Ok(at)
+    }
+
+    /// The same for a window that leaves the CMB: its spare, if it has one, and which pages of that are stale; else new pages.
+    pub(super) fn take_host_again(&mut self, index: u32) -> Result<(u64, Option<PageSet>), Reason> {
+        if self.window(index).is_none_or(|w| w.spare.is_none()) {
+            return self.take_host(index, 0).map(|at| (at, None));
+        }
+        if self.refusals.refuse(Point::HostPlace) {
+            return Err(Reason::Injected);
+        }
+        self.take_spare(index).map(|(at, stale)| (at, Some(stale))).ok_or(Reason::Policy)
     }
 
     fn fill_cmb(

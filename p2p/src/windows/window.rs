@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use super::clients::Holder;
 use super::moves::Move;
+use super::spares::Spare;
 use super::{Windows, WindowsError};
 use crate::control::WindowHandle;
 use crate::layout::{Home, MAX_WINDOWS, Place};
@@ -33,6 +34,8 @@ pub(super) struct Window {
     /// Sorted by client.
     pub(super) holders: Vec<Holder>,
     pub(super) moving: Option<Box<Move>>,
+    /// Host pages that it keeps while it is in the CMB.
+    pub(super) spare: Option<Spare>,
     /// What to do when the move that is under way is over.
     pub(super) next: Option<super::moves::Request>,
     /// Stays out of the CMB until this time, so that it does not bounce to and fro.
@@ -77,6 +80,8 @@ pub struct WindowStatus {
     pub writers: usize,
     /// Whether it is moving.
     pub moving: bool,
+    /// Whether the host cache keeps pages for it while it is in the CMB.
+    pub spare: bool,
     /// Peer mappings of it.
     pub peers: u32,
 }
@@ -96,6 +101,7 @@ impl Windows {
             holders: w.holders.len(),
             writers: w.holders.iter().filter(|h| h.dirty_word.is_some()).count(),
             moving: w.moving.is_some(),
+            spare: w.spare.is_some(),
             peers: w.peers,
         })
     }
@@ -146,6 +152,7 @@ impl Windows {
             for_peers: false,
             holders: Vec::new(),
             moving: None,
+            spare: None,
             next: None,
             settled: 0,
             peers: 0,

@@ -178,6 +178,9 @@ impl Windows {
         if let Some(m) = w.moving.as_mut() {
             m.changed.add_range(from / 4096..len / 4096);
         }
+        // Not worth keeping up to date.
+        self.drop_spare(index);
+        let Some(w) = self.window_mut(index) else { return Ok(()) };
         // Pages wholly beyond the end have nothing on the drive to be newer than.
         w.dirty.remove_range(from.div_ceil(4096)..len / 4096);
         if home == Home::None {
