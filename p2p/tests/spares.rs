@@ -3,6 +3,7 @@
 mod common;
 
 use common::{Client, GRACE, Rig, config, pattern, writing};
+use nvme_driver::mem::Mapping;
 use p2p::counters::{Path, Reason};
 use p2p::layout::Home;
 use p2p::peer::EmulatedEngine;
@@ -277,6 +278,26 @@ fn what_a_peer_wrote_is_copied_mapped_or_not_any_more() {
         assert_eq!(revoke(&mut rig, &hold), PAGES);
         assert_bytes(&c, &hold, Home::Host, &with(&[(4096, b"by DMA")]));
     }
+}
+
+#[test]
+fn what_a_peer_wrote_by_way_of_host_memory_is_copied() {
+    let (mut rig, c, hold) = rig();
+    let theirs = Mapping::memfd("peer", 4096).unwrap();
+    theirs.write(0, b"bounced").unwrap();
+    let at = 3 * 4096 + 1;
+    let stored = rig.windows.bounce_from_peer(
+        7,
+        at..at + 7,
+        (&theirs, 0),
+        Reason::NotCoherent,
+        &mut rig.drive,
+        rig.now,
+    );
+    assert_eq!(stored.unwrap(), Ensured::Ready(Home::Cmb, Reason::Policy));
+    assert_spare(&rig, &hold, true);
+    assert_eq!(revoke(&mut rig, &hold), 1);
+    assert_bytes(&c, &hold, Home::Host, &with(&[(at as usize, b"bounced")]));
 }
 
 #[test]

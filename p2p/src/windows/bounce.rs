@@ -57,7 +57,7 @@ impl Windows {
         buffer.resize(len, 0);
         memory.read(from, buffer)?;
         self.write_place(object, home, at, within, buffer)?;
-        self.known(index)?.dirty.add_range(within / 4096..(within + len).div_ceil(4096));
+        self.known(index)?.note_changed_pages(within / 4096..(within + len).div_ceil(4096));
         self.pace.dirty = true;
         self.count_dirty(index);
         // A reset took what was just stored.

@@ -8,6 +8,7 @@
 //! * Spares are memory that is free for the asking: counted as used, and the first to go, the oldest before all others.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use super::Windows;
 use super::object::Placement;
@@ -45,6 +46,17 @@ impl Window {
         }
         if let Some(spare) = self.spare.as_mut() {
             spare.stale.add_word(word, bits);
+        }
+    }
+
+    /// The same for a range of pages.
+    pub(super) fn note_changed_pages(&mut self, pages: Range<usize>) {
+        self.dirty.add_range(pages.clone());
+        if let Some(m) = self.moving.as_mut() {
+            m.changed.add_range(pages.clone());
+        }
+        if let Some(spare) = self.spare.as_mut() {
+            spare.stale.add_range(pages);
         }
     }
 
