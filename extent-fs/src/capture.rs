@@ -125,6 +125,7 @@ mod tests {
     use crate::extents::{Piece, Run};
     use crate::inode::{Kind, ROOT};
     use crate::item::Item;
+    use crate::names::NewInode;
     use crate::state::Freed;
 
     fn apply(state: &mut State, item: &Item<'_>) {
@@ -149,7 +150,7 @@ mod tests {
 
     /// Small and large directories and files, and inodes without anything.
     fn rig() -> (State, Vec<Ino>, Vec<Ino>) {
-        let mut state = State::fresh(1 << 40, 1, 0o755, 0, 0);
+        let mut state = State::fresh(1 << 40, 1, &NewInode::directory(), 0);
         let dirs: Vec<Ino> = (0..4).map(|i| create(&mut state, ROOT, Kind::Directory, &name(i))).collect();
         for (i, &dir) in dirs.iter().enumerate() {
             for n in 0..[3, 64, 65, 500][i] {
@@ -171,7 +172,11 @@ mod tests {
             let extents: Option<Vec<Piece>> = i.extents().map(|m| m.iter().collect());
             let entries = i.directory().map(|d| (d.parent, &d.entries));
             let times = (i.atime, i.mtime, i.ctime);
-            format!("{ino} {} {} {} {times:?} {} {extents:?} {entries:?}", i.mode, i.nlink, i.size, i.blocks)
+            let (mode, placement, links) = (i.mode, i.placement, i.nlink);
+            format!(
+                "{ino} {mode} {placement} {links} {} {times:?} {} {extents:?} {entries:?}",
+                i.size, i.blocks
+            )
         };
         state.iter().map(inode).collect()
     }
@@ -198,7 +203,7 @@ mod tests {
                     };
                     let (has_n, has_m, time) = (there(&n), there(&m), any(1000));
                     let has_file = state.get(file).is_some();
-                    match any(6) {
+                    match any(7) {
                         0 if !has_n => drop(create(&mut state, dir, Kind::File, &n)),
                         1 if has_n => {
                             apply(&mut state, &Item::Unlink { parent: dir, time, keep: false, name: &n });
@@ -215,6 +220,18 @@ mod tests {
                             apply(
                                 &mut state,
                                 &Item::Punch { ino: file, first: any(2000), blocks: any(9), time },
+                            );
+                        }
+                        6 if has_file => {
+                            let Item::Attr { ino, mode, uid, gid, atime, mtime, ctime, .. } =
+                                state.get(file).unwrap().attr(file)
+                            else {
+                                unreachable!()
+                            };
+                            let placement = any(4) as u8;
+                            apply(
+                                &mut state,
+                                &Item::Attr { ino, mode, uid, gid, atime, mtime, ctime, placement },
                             );
                         }
                         5 if has_file && any(40) == 0 => {

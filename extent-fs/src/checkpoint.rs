@@ -6,7 +6,7 @@ use crate::chunk::{self, MAX_BLOCKS, Place, blocks_for};
 use crate::error::FsError;
 use crate::fs::Filesystem;
 use crate::io::BLOCK;
-use crate::superblock::{COPIES, FIRST_LOG_BLOCK, Superblock};
+use crate::superblock::{COMPAT, COPIES, FIRST_LOG_BLOCK, Superblock};
 
 /// A checkpoint under way.
 #[derive(Debug)]
@@ -94,6 +94,8 @@ impl<D: Disk> Filesystem<D> {
         }
         let first = places.first().copied().unwrap_or(Place { block: 0, blocks: 0 });
         let sb = Superblock {
+            // It is written by the rules of all of them now.
+            compat: self.sb.compat | COMPAT,
             generation: self.sb.generation + 1,
             log_head: self.ring.tail,
             sequence: self.ring.sequence,

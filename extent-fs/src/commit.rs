@@ -95,8 +95,7 @@ impl<D: Disk> Filesystem<D> {
     fn log_times(&mut self) -> Result<(), FsError> {
         for ino in std::mem::take(&mut self.txn.times) {
             if let Some(i) = self.state.get(ino) {
-                let (mode, uid, gid) = (i.mode, i.uid, i.gid);
-                let item = Item::Attr { ino, mode, uid, gid, atime: i.atime, mtime: i.mtime, ctime: i.ctime };
+                let item = i.attr(ino);
                 self.log(&item)?;
             }
         }

@@ -57,6 +57,8 @@ pub struct Stat {
     pub kind: Kind,
     /// Permission bits (07777).
     pub mode: u16,
+    /// Its placement as set by `set_attr`; 0 is no choice, and numbers above [`PLACEMENT_MAX`](crate::PLACEMENT_MAX) are a newer program's.
+    pub placement: u8,
     /// Number of names; a directory counts itself and its subdirectories too.
     pub nlink: u32,
     /// Owner.
@@ -177,6 +179,7 @@ impl<D: Disk> Filesystem<D> {
             ino,
             kind: i.kind(),
             mode: i.mode,
+            placement: i.placement,
             nlink: i.nlink,
             uid: i.uid,
             gid: i.gid,

@@ -14,6 +14,9 @@ pub type Ino = u64;
 pub const ROOT: Ino = 1;
 /// Files end before this block.
 pub(crate) const MAX_FILE_BLOCKS: u64 = 1 << 51;
+/// Largest number that an inode can be given as its placement. What the numbers mean is for those who place (`docs/on-disk-format.md`);
+/// 0 is no choice.
+pub const PLACEMENT_MAX: u8 = 3;
 /// Largest file size in bytes.
 pub const MAX_FILE_SIZE: u64 = 1 << 62;
 
@@ -113,6 +116,7 @@ pub(crate) enum Body {
 #[derive(Clone, Debug)]
 pub(crate) struct Inode {
     pub(crate) mode: u16,
+    pub(crate) placement: u8,
     pub(crate) nlink: u32,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
@@ -178,9 +182,16 @@ impl Inode {
             }
     }
 
+    /// An item that sets its attributes to what they are.
+    pub(crate) fn attr(&self, ino: Ino) -> Item<'static> {
+        let Self { mode, uid, gid, atime, mtime, ctime, placement, .. } = *self;
+        Item::Attr { ino, mode, uid, gid, atime, mtime, ctime, placement }
+    }
+
     pub(crate) fn from_part(p: &InodePart) -> Self {
         Self {
             mode: p.mode,
+            placement: p.placement,
             nlink: p.nlink,
             uid: p.uid,
             gid: p.gid,
@@ -204,6 +215,7 @@ impl Inode {
             ino,
             kind: self.kind(),
             mode: self.mode,
+            placement: self.placement,
             nlink: self.nlink,
             uid: self.uid,
             gid: self.gid,

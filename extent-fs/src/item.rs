@@ -1,6 +1,6 @@
 //! The items that records and checkpoints are made of: one change each, or one part of an inode.
 //!
-//! An item is a header of 8 bytes (kind u16, zero u16, body length u32) and a body.
+//! An item is a header of 8 bytes (kind u16, placement u8 in an `Attr`, zero, body length u32) and a body.
 
 use crate::codec::{Put, Take};
 use crate::extents::{Piece, Run};
@@ -22,8 +22,8 @@ pub(crate) enum Item<'a> {
     Rename { from: u64, to: u64, time: u64, keep: bool, old: &'a [u8], new: &'a [u8] },
     /// An inode without names goes.
     Forget { ino: u64 },
-    /// Owner, mode and times.
-    Attr { ino: u64, mode: u16, uid: u32, gid: u32, atime: u64, mtime: u64, ctime: u64 },
+    /// Owner, mode, times, placement.
+    Attr { ino: u64, mode: u16, uid: u32, gid: u32, atime: u64, mtime: u64, ctime: u64, placement: u8 },
     /// New blocks at places of a file (what was there is freed), and unwritten ones that are written now.
     Write { ino: u64, size: u64, time: u64, maps: Vec<Piece>, commits: Vec<(u64, u32)> },
     /// A new size; blocks behind it are freed.
@@ -44,6 +44,7 @@ pub(crate) struct InodePart {
     pub(crate) ino: u64,
     pub(crate) kind: Kind,
     pub(crate) mode: u16,
+    pub(crate) placement: u8,
     pub(crate) nlink: u32,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
@@ -138,6 +139,10 @@ impl<'a> Item<'a> {
         let kind = self.body(b);
         let len = b.len() - start - HEADER;
         b[start..start + 2].copy_from_slice(&kind.to_le_bytes());
+        if let Self::Attr { placement, .. } = self {
+            // In the header, where programs that do not know it look past it; a longer body they would take for damage.
+            b[start + 2] = *placement;
+        }
         b[start + 4..start + 8].copy_from_slice(&(len as u32).to_le_bytes());
     }
 
@@ -181,7 +186,7 @@ impl<'a> Item<'a> {
                 b.u64(*ino);
                 kind::FORGET
             }
-            Self::Attr { ino, mode, uid, gid, atime, mtime, ctime } => {
+            Self::Attr { ino, mode, uid, gid, atime, mtime, ctime, placement: _ } => {
                 b.u64(*ino);
                 b.u64(*atime);
                 b.u64(*mtime);
@@ -231,7 +236,7 @@ impl<'a> Item<'a> {
                 b.u32(i.nlink);
                 b.u16(i.mode);
                 b.u8(i.kind.code());
-                b.u8(0);
+                b.u8(i.placement);
                 b.u64(0);
                 kind::INODE
             }
@@ -257,13 +262,13 @@ impl<'a> Item<'a> {
 
     /// Takes one item from the front. `None` when it is cut short or its fields are out of range.
     pub(crate) fn decode(t: &mut Take<'a>) -> Option<Self> {
-        let (kind, _zero, len) = (t.u16()?, t.u16()?, t.u32()?);
+        let (kind, placement, _zero, len) = (t.u16()?, t.u8()?, t.u8()?, t.u32()?);
         let mut body = Take(t.bytes(usize::try_from(len).ok()?)?);
-        let item = Self::decode_body(kind, &mut body)?;
+        let item = Self::decode_body(kind, placement, &mut body)?;
         body.is_empty().then_some(item)
     }
 
-    fn decode_body(kind: u16, t: &mut Take<'a>) -> Option<Self> {
+    fn decode_body(kind: u16, placement: u8, t: &mut Take<'a>) -> Option<Self> {
         Some(match kind {
             kind::CREATE => {
                 let (parent, ino, time, uid, gid, mode) =
@@ -286,7 +291,8 @@ impl<'a> Item<'a> {
             kind::FORGET => Self::Forget { ino: t.u64()? },
             kind::ATTR => {
                 let (ino, atime, mtime, ctime) = (t.u64()?, t.u64()?, t.u64()?, t.u64()?);
-                Self::Attr { ino, atime, mtime, ctime, uid: t.u32()?, gid: t.u32()?, mode: t.u16()? }
+                let (uid, gid, mode) = (t.u32()?, t.u32()?, t.u16()?);
+                Self::Attr { ino, mode, uid, gid, atime, mtime, ctime, placement }
             }
             kind::WRITE => {
                 let (ino, size, time, maps, commits) = (t.u64()?, t.u64()?, t.u64()?, t.u32()?, t.u32()?);
@@ -302,8 +308,22 @@ impl<'a> Item<'a> {
                 let (ino, size, atime, mtime, ctime) = (t.u64()?, t.u64()?, t.u64()?, t.u64()?, t.u64()?);
                 let (parent, uid, gid, nlink, mode) = (t.u64()?, t.u32()?, t.u32()?, t.u32()?, t.u16()?);
                 let kind = Kind::from_code(t.u8()?)?;
-                t.bytes(9)?;
-                Self::Inode(InodePart { ino, kind, mode, nlink, uid, gid, size, atime, mtime, ctime, parent })
+                let placement = t.u8()?;
+                t.bytes(8)?;
+                Self::Inode(InodePart {
+                    ino,
+                    kind,
+                    mode,
+                    placement,
+                    nlink,
+                    uid,
+                    gid,
+                    size,
+                    atime,
+                    mtime,
+                    ctime,
+                    parent,
+                })
             }
             kind::EXTENTS => {
                 let ino = t.u64()?;

@@ -53,7 +53,7 @@ pub use commit::Ticket;
 pub use error::FsError;
 pub use fault::Fault;
 pub use fs::{Clock, DirEntry, Filesystem, Stat, StatFs};
-pub use inode::{Ino, Kind, MAX_FILE_SIZE, ROOT};
+pub use inode::{Ino, Kind, MAX_FILE_SIZE, PLACEMENT_MAX, ROOT};
 pub use io::BLOCK;
 pub use item::NAME_MAX;
 pub use layout::{BlockState, Extent, Layout};

@@ -11,6 +11,7 @@ impl State {
     fn fresh_directory(parent: Ino, mode: u16) -> Inode {
         Inode {
             mode,
+            placement: 0,
             nlink: 2,
             uid: 0,
             gid: 0,

@@ -14,6 +14,7 @@ use crate::inode::Ino;
 use crate::io::{BLOCK, BLOCK_LEN, BlockIo};
 use crate::item::Item;
 use crate::leases::Leases;
+use crate::names::{NewInode, check_placement};
 use crate::recover::{free_map, load_checkpoint, replay};
 use crate::state::State;
 use crate::superblock::{self, COPIES, FIRST_LOG_BLOCK, MAX_LOG_BLOCKS, Superblock};
@@ -35,14 +36,16 @@ pub struct FormatOptions {
     /// Size of the log in bytes, at least 64 KiB; by default 1/64 of the device, at least 256 KiB and at most 64 MiB.
     pub log_bytes: Option<u64>,
     /// Owner, group and mode of the root directory.
-    pub root: crate::names::NewInode,
+    pub root: NewInode,
     /// Time of the root directory in nanoseconds since 1970; by default now.
     pub time: Option<u64>,
+    /// Placement of files that have none of their own, see [`SetAttr`](crate::SetAttr).
+    pub placement: u8,
 }
 
 impl Default for FormatOptions {
     fn default() -> Self {
-        Self { uuid: None, log_bytes: None, root: crate::names::NewInode::directory(), time: None }
+        Self { uuid: None, log_bytes: None, root: NewInode::directory(), time: None, placement: 0 }
     }
 }
 
@@ -100,6 +103,7 @@ pub(crate) fn read_superblocks<D: Disk>(io: &mut BlockIo<D>) -> Result<[superblo
 
 /// Makes an empty filesystem. Everything on the device is lost.
 pub fn format<D: Disk>(disk: &mut D, options: &FormatOptions) -> Result<(), FsError> {
+    check_placement(options.placement)?;
     let mut io = BlockIo::new(disk)?;
     let blocks = io.blocks();
     let unsuitable = |io: &BlockIo<&mut D>, reason: String| {
@@ -122,9 +126,8 @@ pub fn format<D: Disk>(disk: &mut D, options: &FormatOptions) -> Result<(), FsEr
         Some(uuid) => uuid,
         None => random_uuid()?,
     };
-    let root = &options.root;
     let time = options.time.unwrap_or_else(system_time);
-    let mut state = State::fresh(blocks, time, root.mode, root.uid, root.gid);
+    let mut state = State::fresh(blocks, time, &options.root, options.placement);
     let place = Place { block: FIRST_LOG_BLOCK + log_blocks, blocks: 1 };
     let sb = Superblock {
         uuid,

@@ -4,7 +4,7 @@ use nvme_driver::disk::Disk;
 
 use crate::error::{FsError, shown};
 use crate::fs::Filesystem;
-use crate::inode::{Ino, Inode, Kind, MAX_FILE_BLOCKS, ROOT, name_growth};
+use crate::inode::{Ino, Inode, Kind, MAX_FILE_BLOCKS, PLACEMENT_MAX, ROOT, name_growth};
 use crate::item::{INODE_LEN, Item, NAME_MAX, name_is_sound};
 
 /// Attributes of an inode to be made.
@@ -43,6 +43,9 @@ pub struct SetAttr {
     pub atime: Option<u64>,
     /// Modification time, nanoseconds since 1970.
     pub mtime: Option<u64>,
+    /// Where the file is to be in memory: a number up to [`PLACEMENT_MAX`], 0 for no choice. The root directory's is for all
+    /// files without one of their own; other directories have none.
+    pub placement: Option<u8>,
 }
 
 /// At most what an item with two names takes.
@@ -56,6 +59,14 @@ fn check_name(name: &[u8]) -> Result<(), FsError> {
         return Err(FsError::invalid(format!("{} cannot be the name of a file", shown(name))));
     }
     Ok(())
+}
+
+/// Refuses a number that is no placement.
+pub(crate) fn check_placement(number: u8) -> Result<(), FsError> {
+    if number <= PLACEMENT_MAX {
+        return Ok(());
+    }
+    Err(FsError::invalid(format!("placement {number}: the largest is {PLACEMENT_MAX}")))
 }
 
 impl<D: Disk> Filesystem<D> {
@@ -233,6 +244,12 @@ impl<D: Disk> Filesystem<D> {
     pub fn set_attr(&mut self, ino: Ino, set: &SetAttr) -> Result<(), FsError> {
         self.begin(NAME_ITEM)?;
         let i = self.inode(ino)?;
+        if let Some(placement) = set.placement {
+            check_placement(placement)?;
+            if ino != ROOT && i.kind() == Kind::Directory {
+                return Err(FsError::IsADirectory { what: format!("inode {ino}") });
+            }
+        }
         let item = Item::Attr {
             ino,
             mode: set.mode.unwrap_or(i.mode) & 0o7777,
@@ -241,6 +258,7 @@ impl<D: Disk> Filesystem<D> {
             atime: set.atime.unwrap_or(i.atime),
             mtime: set.mtime.unwrap_or(i.mtime),
             ctime: self.now(),
+            placement: set.placement.unwrap_or(i.placement),
         };
         self.log(&item)
     }

@@ -6,6 +6,7 @@ use crate::capture::Capture;
 use crate::extents::{ExtentMap, Piece};
 use crate::inode::{Body, Directory, Ino, Inode, Kind, MAX_FILE_BLOCKS, MAX_FILE_SIZE, ROOT};
 use crate::item::Item;
+use crate::names::NewInode;
 
 /// Blocks that an item freed (whose, first, count).
 pub(crate) type Freed = Vec<(Ino, u64, u64)>;
@@ -51,10 +52,12 @@ impl State {
     }
 
     /// With an empty root directory.
-    pub(crate) fn fresh(blocks: u64, time: u64, mode: u16, uid: u32, gid: u32) -> Self {
+    pub(crate) fn fresh(blocks: u64, time: u64, root: &NewInode, placement: u8) -> Self {
+        let NewInode { mode, uid, gid } = *root;
         let mut state = Self::empty(blocks, ROOT + 1);
         let root = Inode {
             mode,
+            placement,
             nlink: 2,
             uid,
             gid,
@@ -138,6 +141,7 @@ impl State {
                 let (mode, uid, gid, time) = (*mode, *uid, *gid, *time);
                 let inode = Inode {
                     mode,
+                    placement: 0,
                     nlink,
                     uid,
                     gid,
@@ -174,8 +178,8 @@ impl State {
                 Some(i) if i.nlink == 0 => self.forget(*ino, freed),
                 _ => Err(format!("inode {ino} is forgotten but has names, or is missing")),
             },
-            Item::Attr { ino, mode, uid, gid, atime, mtime, ctime } => self.change(*ino, |i| {
-                (i.mode, i.uid, i.gid) = (*mode, *uid, *gid);
+            Item::Attr { ino, mode, uid, gid, atime, mtime, ctime, placement } => self.change(*ino, |i| {
+                (i.mode, i.uid, i.gid, i.placement) = (*mode, *uid, *gid, *placement);
                 (i.atime, i.mtime, i.ctime) = (*atime, *mtime, *ctime);
             }),
             Item::Write { ino, size, time, maps, commits } => {

@@ -6,8 +6,10 @@ use crate::io::{BLOCK, BLOCK_LEN};
 
 /// Version of the on-disk format.
 pub const VERSION: u32 = 1;
+/// Inodes have a placement.
+const PLACEMENT: u64 = 1;
 /// Compatible features known here: an image with unknown ones may be used all the same.
-pub(crate) const COMPAT: u64 = 0;
+pub(crate) const COMPAT: u64 = PLACEMENT;
 /// Read-only-compatible features known here: with unknown ones the image may only be read.
 pub(crate) const RO_COMPAT: u64 = 0;
 /// Incompatible features known here: with unknown ones the image may not even be read.

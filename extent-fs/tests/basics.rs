@@ -304,6 +304,44 @@ fn times_move_as_posix_says_and_attributes_are_kept() {
 }
 
 #[test]
+fn placements_are_kept_with_the_file_and_the_roots_with_the_filesystem() {
+    let place = |placement| SetAttr { placement: Some(placement), ..SetAttr::default() };
+    let mut disk = RamDisk::new(4 << 20);
+    let options = |placement| FormatOptions { placement, ..Default::default() };
+    assert!(matches!(format(&mut disk, &options(PLACEMENT_MAX + 1)), Err(FsError::Invalid { .. })));
+    format(&mut disk, &options(3)).unwrap();
+    let mut fs = Filesystem::mount(disk, MountOptions::default()).unwrap();
+    let f = fs.create("/f", &NewInode::file()).unwrap();
+    let d = fs.mkdir("/d", &NewInode::directory()).unwrap();
+    let placements = |fs: &Filesystem<RamDisk>| [ROOT, f].map(|ino| fs.stat(ino).unwrap().placement);
+    assert_eq!(placements(&fs), [3, 0], "a new file has no choice of its own");
+    fs.set_attr(f, &place(2)).unwrap();
+    fs.set_attr(ROOT, &place(1)).unwrap();
+    // Other changes of the same attributes leave it alone.
+    fs.set_attr(f, &SetAttr { mode: Some(0o600), ..SetAttr::default() }).unwrap();
+    fs.write_at(f, 0, &[1; 5000]).unwrap();
+    fs.sync_all().unwrap();
+    // Not unmounted: from the log.
+    let logged = fs.disk().clone();
+    assert_eq!(placements(&Filesystem::mount(logged, MountOptions::default()).unwrap()), [1, 2]);
+    fs.checkpoint_now().unwrap();
+    let mut fs = remount(fs);
+    assert_eq!(placements(&fs), [1, 2]);
+    fs.rename("/f", "/d/g").unwrap();
+    fs.set_attr(ROOT, &place(0)).unwrap();
+    assert_eq!(placements(&fs), [0, 2]);
+    assert!(matches!(fs.set_attr(f, &place(PLACEMENT_MAX + 1)), Err(FsError::Invalid { .. })));
+    assert!(matches!(fs.set_attr(d, &place(1)), Err(FsError::IsADirectory { .. })));
+    fs.sync_all().unwrap();
+    let read_only = MountOptions { read_only: true, ..Default::default() };
+    let mut fs = Filesystem::mount(fs.unmount().unwrap(), read_only).unwrap();
+    let refused = fs.set_attr(f, &place(1)).unwrap_err();
+    assert!(matches!(refused, FsError::ReadOnly { .. }));
+    assert!(refused.to_string().contains("mounted read-only"), "{refused}");
+    assert_eq!(placements(&fs), [0, 2]);
+}
+
+#[test]
 fn the_log_is_zeros_after_mkfs_whatever_was_there() {
     let mut disk = RamDisk::from_image(vec![0xee; 4 << 20], 512);
     format(&mut disk, &FormatOptions { log_bytes: Some(300 << 10), ..Default::default() }).unwrap();

@@ -66,6 +66,8 @@ fn small_set() -> Vec<Op> {
         Truncate("/a", 9000),
         Punch("/a", 1000, 4000),
         Allocate("/d/b", 0, 16_384),
+        Place("/a", 3),
+        Place("/", 2),
         Open("/a"),
         WriteOpen(2000, 5000, 8),
         Close,

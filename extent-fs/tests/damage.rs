@@ -244,6 +244,37 @@ fn an_older_filesystem_on_the_device_comes_back_in_no_part() {
 }
 
 #[test]
+fn a_placement_of_a_newer_program_is_no_damage_and_is_kept() {
+    let mut c = image();
+    let item = c.item(INODE, 3);
+    c.put(item.body + 63, &[99]);
+    c.seal(item.inside);
+    assert_eq!(look(&c), []);
+    let mut fs = Filesystem::mount(RamDisk::from_image(c.bytes, 512), MountOptions::default()).unwrap();
+    assert_eq!(fs.stat(3).unwrap().placement, 99);
+    fs.set_attr(3, &SetAttr { mode: Some(0o600), ..SetAttr::default() }).unwrap();
+    fs.checkpoint_now().unwrap();
+    let fs = Filesystem::mount(fs.unmount().unwrap(), MountOptions::default()).unwrap();
+    assert_eq!((fs.stat(3).unwrap().placement, fs.stat(3).unwrap().mode), (99, 0o600));
+}
+
+#[test]
+fn an_image_without_placements_gets_the_feature_with_its_next_checkpoint() {
+    let mut c = image();
+    for s in c.superblocks() {
+        assert_eq!(c.u64(s.at + 32), 1, "mkfs says that inodes have placements");
+        c.put(s.at + 32, &0u64.to_le_bytes());
+        c.seal(s);
+    }
+    let mut fs = Filesystem::mount(RamDisk::from_image(c.bytes, 512), MountOptions::default()).unwrap();
+    fs.set_attr(3, &SetAttr { placement: Some(2), ..SetAttr::default() }).unwrap();
+    fs.checkpoint_now().unwrap();
+    let c = Corrupter { bytes: fs.unmount().unwrap().bytes };
+    assert!(c.superblocks().iter().all(|s| c.u64(s.at + 32) == 1));
+    assert_eq!(c.bytes[c.item(INODE, 3).body + 63], 2);
+}
+
+#[test]
 fn link_counts() {
     let mut c = image();
     let item = c.item(INODE, 3);

@@ -5,7 +5,7 @@ mod common;
 
 use common::Dice;
 use common::crash::{formatted, matches_window, quiet, take_up};
-use common::model::{Model, read_all};
+use common::model::{Model, read_all, read_whole};
 use common::ops::{Op, random};
 use common::tape::TapeDisk;
 use extent_fs::*;
@@ -130,7 +130,7 @@ fn no_space_at_any_point_loses_nothing() {
             let space = fs.statfs();
             let fixed = space.blocks - space.used - space.free - space.held;
             assert!((17 + 16 + 1..17 + 16 + 20).contains(&fixed), "seed {seed}, {op:?}: {space:?}");
-            let found = read_all(&mut fs);
+            let found = read_whole(&mut fs);
             matches_window(&found, std::slice::from_ref(&model))
                 .unwrap_or_else(|e| panic!("seed {seed}, {op:?}: {e}"));
         }

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Lists and extracts the files of a cmbfs image; written from docs/on-disk-format.md alone, standard library only.
 
-  read_image.py IMAGE              lists: kind, mode, uid, gid, links, size, mtime, path
+  read_image.py IMAGE              lists: kind, mode, uid, gid, links, size, mtime, placement, path
   read_image.py IMAGE --all DIR    extracts everything into DIR
   read_image.py IMAGE PATH         writes one file to standard output
 """
@@ -32,9 +32,10 @@ class Damaged(Exception):
 
 
 class Inode:
-    def __init__(self, kind, mode, uid, gid, links, size, mtime, parent):
+    def __init__(self, kind, mode, uid, gid, links, size, mtime, parent, placement=0):
         self.kind, self.mode, self.uid, self.gid = kind, mode, uid, gid
         self.links, self.size, self.mtime, self.parent = links, size, mtime, parent
+        self.placement = placement
         self.entries = {}  # name -> ino
         self.blocks = {}   # file block -> (disk block, written)
 
@@ -59,8 +60,8 @@ class Fields:
 
     def items(self, count=None):
         while self.at < len(self.data) if count is None else count > 0:
-            kind, _, length = self.ints("HHI")
-            yield kind, Fields(self.take(length))
+            kind, placement, _, length = self.ints("HBBI")
+            yield kind, placement, Fields(self.take(length))
             count = None if count is None else count - 1
 
 
@@ -107,10 +108,10 @@ class Image:
                 raise Damaged(f"chunk {index}")
             stream += raw[64:64 + length]
             index += 1
-        for kind, body in Fields(stream).items():
+        for kind, _, body in Fields(stream).items():
             if kind == 16:
-                ino, size, _, mtime, _, parent, uid, gid, links, mode, what = body.ints("6Q3IHB")
-                self.inodes[ino] = Inode(what, mode, uid, gid, links, size, mtime, parent)
+                ino, size, _, mtime, _, parent, uid, gid, links, mode, what, placement = body.ints("6Q3IHBB")
+                self.inodes[ino] = Inode(what, mode, uid, gid, links, size, mtime, parent, placement)
             elif kind == 17:
                 ino, count = body.ints("QQ")
                 for _ in range(count):
@@ -163,8 +164,8 @@ class Image:
                 if sequence <= known:
                     raise Damaged(f"log record {sequence}")
                 return
-            for kind, item in body.items(header["items"]):
-                self.apply(kind, item)
+            for kind, placement, item in body.items(header["items"]):
+                self.apply(kind, placement, item)
             at, sequence, prev_crc, epoch = (at + length) % len(log), sequence + 1, crc, header["epoch"]
 
     def map(self, ino, first, disk, count, state):
@@ -184,7 +185,7 @@ class Image:
         if inode.links == 0 and not keep:
             del self.inodes[ino]
 
-    def apply(self, kind, item):
+    def apply(self, kind, placement, item):
         inodes = self.inodes
         if kind == 1:
             parent, ino, time, uid, gid, mode, what = item.ints("QQQIIHB")
@@ -217,7 +218,7 @@ class Image:
         elif kind == 6:
             ino, _, mtime, _, uid, gid, mode = item.ints("4QIIH")
             inode = inodes[ino]
-            inode.mtime, inode.uid, inode.gid, inode.mode = mtime, uid, gid, mode
+            inode.mtime, inode.uid, inode.gid, inode.mode, inode.placement = mtime, uid, gid, mode, placement
         elif kind == 7:
             ino, size, time, extents, ranges = item.ints("QQQII")
             extents = [item.ints("QQII") for _ in range(extents)]
@@ -259,9 +260,9 @@ class Image:
 def main(args):
     image = Image(args[0])
     if len(args) == 1:
-        for path, i in image.walk():
+        for path, i in [(b"/", image.inodes[1]), *image.walk()]:
             kind = "d" if i.kind == DIRECTORY else "-"
-            print(f"{kind} {i.mode:04o} {i.uid} {i.gid} {i.links} {i.size} {i.mtime}", os.fsdecode(path))
+            print(f"{kind} {i.mode:04o} {i.uid} {i.gid} {i.links} {i.size} {i.mtime} {i.placement}", os.fsdecode(path))
     elif args[1] == "--all":
         for path, inode in image.walk():
             target = os.fsencode(args[2]) + path

@@ -3,7 +3,7 @@
 use extent_fs::{CheckOptions, Filesystem, FormatOptions, MountOptions, NewInode, check, format};
 
 use super::Dice;
-use super::model::{Found, Id, Model, Node, read_all};
+use super::model::{Found, Id, Model, Node, read_whole};
 use super::ops::Op;
 use super::tape::{Event, Image, SECTOR, TapeDisk};
 
@@ -62,7 +62,7 @@ impl Run {
             done_at.push(disk.events());
         }
         let last = models.last().unwrap();
-        let found = read_all(&mut fs);
+        let found = read_whole(&mut fs);
         if let Err(why) = matches_model(&found, last, std::slice::from_ref(last)) {
             panic!("running, before any crash: {why}\nafter {ops:?}");
         }
@@ -172,7 +172,7 @@ pub fn take_up(image: Image) -> Result<(Found, TapeDisk), String> {
     if !faults.is_empty() {
         return Err(format!("after the mount: {faults:?}"));
     }
-    Ok((read_all(&mut fs), disk))
+    Ok((read_whole(&mut fs), disk))
 }
 
 /// The found tree equals one of the `window`'s, sector by sector with bytes that the file had in the window (or zeros
@@ -199,7 +199,11 @@ fn matches_model(found: &Found, model: &Model, window: &[Model]) -> Result<(), S
             tree.iter().map(|t| &t.0).collect::<Vec<_>>()
         ));
     }
-    for ((path, id), (_, bytes, links)) in tree.iter().zip(found) {
+    for ((path, id), (_, bytes, links, placement)) in tree.iter().zip(found) {
+        let want = model.placement(*id);
+        if *placement != want {
+            return Err(format!("{path}: placement {placement} instead of {want}"));
+        }
         match (&model.nodes[id], bytes) {
             (Node::Dir { entries }, None) => {
                 let dirs = entries.values().filter(|c| matches!(model.nodes[c], Node::Dir { .. })).count();
@@ -266,7 +270,7 @@ pub fn crash_again(image: &Image, found: &Found, dice: &mut Dice, states: &mut u
     } else {
         fs.sync(ino).map_err(step)?;
     }
-    after.push(("/zz".to_owned(), Some(vec![0x5a; 5000]), 1));
+    after.push(("/zz".to_owned(), Some(vec![0x5a; 5000]), 1, 0));
     after.sort();
     synced += disk.events();
     let events = disk.tape.lock().unwrap().events.clone();

@@ -18,6 +18,8 @@ pub enum Node {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Model {
     pub nodes: BTreeMap<Id, Node>,
+    /// Those that have one; the root's is the filesystem's.
+    placements: BTreeMap<Id, u8>,
     next: Id,
     /// The file that is held open.
     pub open: Option<Id>,
@@ -26,7 +28,7 @@ pub struct Model {
 impl Default for Model {
     fn default() -> Self {
         let root = Node::Dir { entries: BTreeMap::new() };
-        Self { nodes: BTreeMap::from([(0, root)]), next: 1, open: None }
+        Self { nodes: BTreeMap::from([(0, root)]), placements: BTreeMap::new(), next: 1, open: None }
     }
 }
 
@@ -187,6 +189,19 @@ impl Model {
         }
     }
 
+    pub fn place(&mut self, path: &str, placement: u8) -> Res {
+        let id = self.lookup(path)?;
+        if id != 0 && self.is_dir(id) {
+            return Err(EISDIR);
+        }
+        self.placements.insert(id, placement);
+        Ok(())
+    }
+
+    pub fn placement(&self, id: Id) -> u8 {
+        self.placements.get(&id).copied().unwrap_or(0)
+    }
+
     pub fn close(&mut self) {
         if let Some(id) = self.open.take()
             && matches!(self.nodes.get(&id), Some(Node::File { links: 0, .. }))
@@ -195,9 +210,9 @@ impl Model {
         }
     }
 
-    /// Every path below the root, with what it names.
+    /// Every path, with what it names; the root's is empty.
     pub fn tree(&self) -> Vec<(String, Id)> {
-        let mut out = Vec::new();
+        let mut out = vec![(String::new(), 0)];
         self.walk(0, "", &mut out);
         out
     }
@@ -213,10 +228,10 @@ impl Model {
     }
 }
 
-/// What a real filesystem holds: path -> contents (`None`: a directory) and number of links.
-pub type Found = Vec<(String, Option<Vec<u8>>, u32)>;
+/// What a real filesystem holds: path -> contents (`None`: a directory), number of links and placement.
+pub type Found = Vec<(String, Option<Vec<u8>>, u32, u8)>;
 
-/// Reads everything.
+/// Reads everything below the root.
 pub fn read_all<D: Disk>(fs: &mut Filesystem<D>) -> Found {
     let mut out = Vec::new();
     let mut todo = vec![(String::new(), ROOT)];
@@ -225,15 +240,23 @@ pub fn read_all<D: Disk>(fs: &mut Filesystem<D>) -> Found {
             let path = format!("{path}/{}", String::from_utf8_lossy(&e.name));
             let stat = fs.stat(e.ino).unwrap();
             if e.kind == Kind::Directory {
-                out.push((path.clone(), None, stat.nlink));
+                out.push((path.clone(), None, stat.nlink, stat.placement));
                 todo.push((path, e.ino));
             } else {
                 let mut bytes = vec![0xaa; stat.size as usize];
                 assert_eq!(fs.read_at(e.ino, 0, &mut bytes).unwrap(), bytes.len());
-                out.push((path, Some(bytes), stat.nlink));
+                out.push((path, Some(bytes), stat.nlink, stat.placement));
             }
         }
     }
     out.sort();
+    out
+}
+
+/// The same and the root itself.
+pub fn read_whole<D: Disk>(fs: &mut Filesystem<D>) -> Found {
+    let root = fs.stat(ROOT).unwrap();
+    let mut out = vec![(String::new(), None, root.nlink, root.placement)];
+    out.append(&mut read_all(fs));
     out
 }

@@ -1,6 +1,6 @@
 //! Operations that are done to the filesystem and to the model alike.
 
-use extent_fs::{Access, Falloc, Filesystem, FsError, NewInode};
+use extent_fs::{Access, Falloc, Filesystem, FsError, NewInode, PLACEMENT_MAX, SetAttr};
 use nvme_driver::disk::Disk;
 
 use super::Dice;
@@ -21,6 +21,8 @@ pub enum Op {
     Truncate(&'static str, usize),
     Punch(&'static str, usize, usize),
     Allocate(&'static str, usize, usize),
+    /// Of the root: for all that have none of their own.
+    Place(&'static str, u8),
     /// Holds a file open (and lets go of the one before); then it may be unlinked and written.
     Open(&'static str),
     WriteOpen(usize, usize, u64),
@@ -85,6 +87,7 @@ impl Op {
                 }
                 Ok(())
             }
+            Self::Place(p, placement) => m.place(p, placement),
             Self::Open(p) => {
                 let id = m.lookup(p)?;
                 m.close();
@@ -135,6 +138,10 @@ impl Op {
             Self::Allocate(p, at, len) => {
                 let ino = fs.lookup(p)?;
                 fs.fallocate(ino, at as u64, len as u64, Falloc::Extend)
+            }
+            Self::Place(p, placement) => {
+                let ino = fs.lookup(p)?;
+                fs.set_attr(ino, &SetAttr { placement: Some(placement), ..SetAttr::default() })
             }
             Self::Open(p) => {
                 let ino = fs.lookup(p)?;
@@ -205,7 +212,7 @@ pub fn random(dice: &mut Dice) -> Op {
         _ => (dice.below(24_000) as usize, 1 + dice.below(5000) as usize),
     };
     let tag = dice.next() >> 22;
-    match dice.below(28) {
+    match dice.below(30) {
         0..=3 => Op::Create(file),
         4 => Op::Mkdir(dice.pick::<&str>(&DIRS)),
         5 | 6 => Op::Unlink(file),
@@ -223,6 +230,10 @@ pub fn random(dice: &mut Dice) -> Op {
         23 if dice.one_in(4) => Op::Checkpoint,
         23 if dice.one_in(2) => Op::Trim,
         24 | 25 => Op::Sync(file),
+        26 | 27 => {
+            let placement = dice.below(u64::from(PLACEMENT_MAX) + 1) as u8;
+            Op::Place(if dice.one_in(4) { "/" } else { any }, placement)
+        }
         _ => Op::SyncAll,
     }
 }
