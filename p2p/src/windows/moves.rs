@@ -443,7 +443,7 @@ impl Windows {
         claims.extend(self.borrows_of(index, &old));
         self.settle_all(&m.request.tickets, Outcome::Moved { fenced: claims.len() as u64 });
         // After a fencing the old pages may hold what the writer stored late, even if it has answered meanwhile.
-        let kept = claims.is_empty() && !hidden && self.keep_spare(&old, m.changed);
+        let kept = claims.is_empty() && !m.hidden && self.keep_spare(&old, m.changed);
         if !kept {
             self.let_go(old, claims);
         }
