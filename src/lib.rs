@@ -53,8 +53,8 @@ pub use nvme_driver::url::DeviceUrl;
 pub use nvme_driver::{Device, OpenError, OpenOptions, open};
 pub use shm_api::Placement;
 pub use shm_api::client::{
-    Client, ClientError, CommitReport, File, Mapped, OpenMode, PathCounts, Peer, PeerList, PeerTransfer,
-    PeerWindow, RevokeReport, ServerInfo, Stat as ClientStat, Status,
+    Client, ClientError, CommitReport, DeviceState, File, Mapped, OpenMode, PathCounts, Peer, PeerList,
+    PeerTransfer, PeerWindow, RevokeReport, ServerInfo, Stat as ClientStat, Status,
 };
 pub use shm_api::server::{Server, ServerError, ServerOptions, StopHandle};
 

@@ -1,9 +1,11 @@
 //! A drive in a process of its own: `cmbfs emulate`, used over vfio-user; killed, stopped, refused, taken up again.
 #![allow(clippy::unwrap_used, reason = "test helpers: a step that fails is a test that fails")]
 
-use std::time::Duration;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
 
-use cmbfs_tests::{Lab, pattern, seeded};
+use cmbfs_tests::{Lab, Server, pattern, seeded};
 use rand_xoshiro::rand_core::Rng;
 
 const IMAGE: &str = "disk.img?cmb=4M&size=128M";
@@ -121,11 +123,127 @@ fn a_drive_in_use_and_a_socket_in_use_are_refused() {
     }
     let said = lab.fails(1, &["emulate", "ram?size=1M", "--socket", "run/cntrl"]).stderr;
     assert!(said.contains("run/cntrl"), "{said}");
+    let mode = std::fs::metadata(lab.path("run/cntrl")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
     lab.fails(1, &["emulate", "ram?size=1M", "--socket", "no/such/folder/cntrl"]);
     lab.file("plain", b"not a socket");
     lab.fails(1, &["emulate", "ram?size=1M", "--socket", "plain"]);
     assert_eq!(std::fs::read(lab.path("plain")).unwrap(), b"not a socket");
     lab.ok(&["identify", DRIVE]);
+}
+
+#[test]
+fn sockets_of_the_two_kinds_are_told_apart() {
+    let lab = lab();
+    let _emulate = lab.emulate(IMAGE, "run/cntrl");
+    lab.ok(&["mkfs", DRIVE]);
+    lab.ok(&["mkfs", "emu:other.img?size=64M"]);
+    let _server = lab.serve(DRIVE, "s", &[]);
+    for (args, words) in [
+        // A drive where a server is wanted, and the other way round.
+        (&["ls", "--socket", "run/cntrl", "/"][..], ["vfio-user:PATH", "run/cntrl"]),
+        (&["status", "--socket", "run/cntrl"], ["vfio-user:PATH", "run/cntrl"]),
+        (&["identify", "vfio-user:s"], ["another kind of socket", "vfio-user:s"]),
+        (&["serve", "emu:other.img?size=64M", "--socket", "run/cntrl"], ["vfio-user", "another --socket"]),
+        (&["emulate", "ram?size=64M", "--socket", "s"], ["cmbfs server", "another --socket"]),
+    ] {
+        let said = lab.fails(1, args).stderr;
+        assert!(words.iter().all(|word| said.contains(word)), "{args:?}: {said}");
+        assert!(!said.contains("running"), "it is: {args:?}: {said}");
+    }
+    lab.ok(&["ls", "--socket", "s", "/"]);
+}
+
+#[test]
+fn a_server_whose_drive_is_gone_says_so_and_serves_what_it_has() {
+    let lab = lab();
+    let emulate = lab.emulate(IMAGE, "run/cntrl");
+    lab.ok(&["mkfs", DRIVE]);
+    lab.file("in", &pattern(5, 3_000_000));
+    lab.ok(&["put", DRIVE, "in", "/f"]);
+    let server = lab.serve(DRIVE, "s", &[]);
+    let status = || -> serde_json::Value {
+        serde_json::from_slice::<serde_json::Value>(&lab.ok(&["status", "--json", "--socket", "s"])).unwrap()
+            ["status"]
+            .take()
+    };
+    assert_eq!((&status()["device_state"], &status()["device_trouble"]), (&"works".into(), &().into()));
+    emulate.kill();
+    // Nobody has used the drive since.
+    assert_eq!(status()["device_state"], "failed");
+    assert!(status()["device_trouble"].as_str().unwrap().contains("removed"));
+    let text = String::from_utf8(lab.ok(&["status", "--socket", "s"])).unwrap();
+    assert!(text.contains("failed:") && text.contains("removed"), "{text}");
+    for args in [
+        &["cat", "--socket", "s", "/f"][..],
+        &["put", "--socket", "s", "in", "/g"],
+        &["put", "--socket", "s", "in", "/f"],
+    ] {
+        let said = lab.fails(1, args).stderr;
+        assert!(said.contains(DRIVE), "{args:?}: {said}");
+    }
+    assert_eq!(lab.ok(&["ls", "--socket", "s", "/"]), b"f\n");
+    assert_eq!(server.stop(), Some(1), "it cannot end cleanly");
+    let _emulate = lab.emulate(IMAGE, "run/cntrl");
+    assert!(lab.ok(&["cat", DRIVE, "/f"]) == pattern(5, 3_000_000));
+}
+
+#[test]
+fn where_there_is_no_cmb_status_does_not_speak_of_one() {
+    let lab = lab();
+    std::fs::File::create(lab.path("disk")).unwrap().set_len(64 << 20).unwrap();
+    lab.ok(&["mkfs", "file:disk"]);
+    lab.file("in", &pattern(6, 1_000_000));
+    lab.ok(&["put", "file:disk", "in", "/f"]);
+    let _server = lab.serve("file:disk", "s", &[]);
+    lab.ok(&["cat", "--socket", "s", "/f"]);
+    let text = String::from_utf8(lab.ok(&["status", "--socket", "s"])).unwrap();
+    assert!(text.contains("auto has readers in the host cache: there is no CMB"), "{text}");
+    assert!(text.contains("no CMB\n") && !text.contains("asked for"), "{text}");
+}
+
+#[test]
+fn a_drives_server_without_descriptors_waits_and_goes_on() {
+    use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+    let lab = lab();
+    let log = std::fs::File::create(lab.path("log")).unwrap();
+    let mut command = lab.command(&["emulate", IMAGE, "--socket", "run/cntrl"]);
+    let emulate = Server::start(command.env("CMBFS_LOG", "warn").stderr(log));
+    let pid = Pid::from_raw(emulate.pid() as i32);
+    // No descriptor above the first three can be made from now on.
+    let all = getrlimit(Resource::Nofile);
+    prlimit(pid, Resource::Nofile, Rlimit { current: Some(3), ..all }).unwrap();
+    let since = Instant::now();
+    let mut client = lab.command(&["identify", DRIVE]).spawn().unwrap();
+    let refusals = || {
+        let log = std::fs::read_to_string(lab.path("log")).unwrap();
+        log.lines().filter(|line| line.contains("cannot be taken")).count() as u128
+    };
+    while refusals() < 3 {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let said = refusals();
+    let most = since.elapsed().as_millis() / 100 + 1;
+    assert!(said <= most, "{said} tries, {most} would do");
+    assert!(client.try_wait().unwrap().is_none(), "the client was turned away");
+    prlimit(pid, Resource::Nofile, all).unwrap();
+    assert!(client.wait().unwrap().success());
+    assert_eq!(emulate.stop(), Some(0));
+}
+
+#[test]
+fn a_client_that_waits_for_another_says_so() {
+    let lab = lab();
+    let emulate = lab.emulate(IMAGE, "run/cntrl");
+    lab.ok(&["mkfs", DRIVE]);
+    let server = lab.serve(DRIVE, "s", &[]);
+    let mut client = lab.command(&["identify", DRIVE]).spawn().unwrap();
+    let mut said = String::new();
+    BufReader::new(client.stderr.take().unwrap()).read_line(&mut said).unwrap();
+    assert!(said.contains("waiting for vfio-user:run/cntrl"), "{said}");
+    assert_eq!(server.stop(), Some(0));
+    assert!(client.wait().unwrap().success());
+    assert_eq!(emulate.stop(), Some(0));
 }
 
 #[test]

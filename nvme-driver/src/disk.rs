@@ -223,6 +223,11 @@ pub trait Disk: Send {
         None
     }
 
+    /// Why the device cannot be used at all any more, if that is known: it was removed, or given up. Sends no command and waits for nobody.
+    fn failure(&self) -> Option<String> {
+        None
+    }
+
     /// Has `hook` called before each reset of the device, whoever asks for it, from any thread. Nothing in the CMB can be relied on
     /// from that call on: the specification promises nothing about its contents across a reset. (A device that fails for good, or is
     /// gone, is reset in vain, so the call comes then too.) One hook per disk; it goes with the disk.
@@ -316,6 +321,9 @@ macro_rules! disk_by_pointer {
             }
             fn cmb(&self) -> Option<&CmbMemory> {
                 (**self).cmb()
+            }
+            fn failure(&self) -> Option<String> {
+                (**self).failure()
             }
             fn on_reset(&mut self, hook: ResetHook) {
                 (**self).on_reset(hook);

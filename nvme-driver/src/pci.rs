@@ -253,6 +253,12 @@ pub trait PciFunction: Send + Sync + fmt::Debug {
     /// Has MSI-X vector `n` signal `eventfds[n]`. An empty slice turns MSI-X off.
     fn set_interrupts(&self, eventfds: &[OwnedFd]) -> Result<(), PciError>;
 
+    /// Whether the function is known to be gone: pulled out, or its server's process ended. Waits for nobody.
+    fn is_gone(&self) -> bool {
+        // Vendor and device: no function has all ones there.
+        matches!(self.config_read(0, 4), Ok(u32::MAX) | Err(PciError::Removed(_)))
+    }
+
     /// Whether CPU access to mapped BARs goes over a bus (uncached: aligned accesses of at most 8 bytes). `false` where
     /// they are ordinary memory of another piece of software.
     fn bars_are_device_memory(&self) -> bool {

@@ -65,7 +65,7 @@ fn decode_everything(message: &Message) {
     if let Ok((body, tail)) = message.body::<StatusReply>()
         && let Ok((_, tail)) = records::path_counts(tail, body.reasons)
     {
-        let _ = records::clients(tail, body.listed);
+        let _ = records::clients(tail, body.listed, body.trouble_len);
     }
     if let Ok((body, tail)) = message.body::<RenameRequest>() {
         let _ = records::two_texts(tail, body.from_len, body.to_len);

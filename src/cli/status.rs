@@ -4,11 +4,11 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use clap::Args;
-use cmbfs::{Client, ServerInfo, Status as Counters};
+use cmbfs::{Client, DeviceState, ServerInfo, Status as Counters};
 use serde::Serialize;
 
 use super::failure::{Failure, one_line};
-use super::units::Bytes;
+use super::units::{Bytes, Count};
 
 /// Show what a server holds and has done: clients, windows, bytes by path and the reasons
 #[derive(Args, Debug)]
@@ -47,6 +47,15 @@ impl Report {
     fn print(&self, out: &mut impl Write) -> io::Result<()> {
         let (server, s) = (&self.server, &self.status);
         writeln!(out, "device       {}", one_line(&server.device))?;
+        if let Some(why) = &s.device_trouble {
+            let what = match s.device_state {
+                DeviceState::Failed => {
+                    "failed: what is not in memory cannot be read, and nothing can be committed"
+                }
+                _ => "read-only: nothing can be committed",
+            };
+            writeln!(out, "             {what}: {}", one_line(why))?;
+        }
         writeln!(
             out,
             "server       process {}, uid {}, grace {} ms",
@@ -56,19 +65,23 @@ impl Report {
         // This very connection is one of them.
         writeln!(
             out,
-            "clients      {} and this command, {} open files",
+            "clients      {} and this command, {}",
             s.clients.saturating_sub(1),
-            s.open_files
+            Count(s.open_files, "open file")
         )?;
         let (used, quarantined) = (Bytes(s.cmb_used), Bytes(s.cmb_quarantined));
         writeln!(out, "CMB          {used} used of {}, {quarantined} quarantined", Bytes(s.cmb_bytes))?;
         writeln!(out, "host cache   {} used of {}", Bytes(s.host_bytes), Bytes(s.host_limit))?;
         writeln!(out, "windows      {} in the CMB, {} in the host cache", s.cmb_windows, s.host_windows)?;
-        writeln!(out, "revocations  {}, of them {} write sections fenced", s.revocations, s.fenced)?;
-        let auto = if s.auto_reads_cmb { "the CMB" } else { "the host cache: the CMB is slow for them" };
+        writeln!(out, "revocations  {}, {} fenced", s.revocations, Count(s.fenced, "write section"))?;
+        let auto = match s.auto_reads_cmb {
+            true => "the CMB",
+            false if s.cmb_bytes == 0 => "the host cache: there is no CMB",
+            false => "the host cache: the CMB is slow for them",
+        };
         writeln!(out, "placement    {}; auto has readers in {auto}", s.placement)?;
         writeln!(out, "commits      {}", s.commits)?;
-        writeln!(out, "lost         {} clients died, {} were expelled", s.died, s.expelled)?;
+        writeln!(out, "lost         {} died, {} expelled", Count(s.died, "client"), s.expelled)?;
         if s.resets > 0 {
             let lost = Bytes(s.lost_bytes);
             writeln!(out, "resets       {} of the device; {lost} not committed went with its CMB", s.resets)?;

@@ -114,15 +114,7 @@ impl Lab {
     }
 
     fn start(&self, args: &[&str]) -> Server {
-        let mut child = self.command(args).stderr(Stdio::inherit()).spawn().unwrap();
-        let mut output = BufReader::new(child.stdout.take().unwrap());
-        let mut line = String::new();
-        output.read_line(&mut line).unwrap();
-        if !line.starts_with("serving") {
-            let _ = child.kill();
-            panic!("cmbfs {args:?} said {line:?} and not that it is serving");
-        }
-        Server { child, _output: output }
+        Server::start(self.command(args).stderr(Stdio::inherit()))
     }
 }
 
@@ -133,6 +125,19 @@ pub struct Server {
 }
 
 impl Server {
+    /// Starts a command that a lab has made, and waits until it says that it serves.
+    pub fn start(command: &mut Command) -> Self {
+        let mut child = command.spawn().unwrap();
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        if !line.starts_with("serving") {
+            let _ = child.kill();
+            panic!("{command:?} said {line:?} and not that it is serving");
+        }
+        Self { child, _output: output }
+    }
+
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()

@@ -275,6 +275,14 @@ impl Controller {
         Ok(())
     }
 
+    /// Why it cannot be used any more, if that is known: see [`Disk::failure`](crate::disk::Disk::failure).
+    pub(crate) fn failure(&self) -> Option<String> {
+        let gone =
+            || self.function().is_gone().then(|| PciError::Removed(self.name().to_owned()).to_string());
+        // Whoever holds the lock now, in a reset, will say how it went.
+        self.control.try_lock().ok()?.dead.clone().or_else(gone)
+    }
+
     /// An error if an access to its mapped memory found nobody there ([`Mapping::is_lost`](crate::mem::Mapping::is_lost)), or config space
     /// reads as ones: what registers read as where no device answers is up to the platform (ones; in QEMU zeros).
     fn present(&self, control: &Control) -> Result<(), ControllerError> {

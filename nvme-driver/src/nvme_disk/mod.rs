@@ -234,6 +234,10 @@ impl Disk for NvmeDisk {
         self.cmb.as_ref()
     }
 
+    fn failure(&self) -> Option<String> {
+        self.dead.clone().or_else(|| self.controller().failure())
+    }
+
     fn on_reset(&mut self, hook: ResetHook) {
         self.controller().on_reset(&hook);
         self.reset_hook = Some(KeptHook { _hook: hook });

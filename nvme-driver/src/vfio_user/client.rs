@@ -282,6 +282,11 @@ impl PciFunction for VfioUserFunction {
         })
     }
 
+    fn is_gone(&self) -> bool {
+        // A call that is under way finds out by itself.
+        self.connection.try_lock().is_ok_and(|connection| connection.is_over())
+    }
+
     fn config_write(&self, offset: u16, size: u8, value: u32) -> Result<(), PciError> {
         match (size, value.to_le_bytes()) {
             (1, [a, ..]) => self.write(CONFIG, offset.into(), &[a]),

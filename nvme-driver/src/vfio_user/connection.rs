@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use serde_json::{Value, json};
 
@@ -89,6 +90,14 @@ impl Connection {
     pub(super) fn is_trusted(&self) -> bool {
         rustix::net::sockopt::socket_peercred(&self.stream)
             .is_ok_and(|peer| peer.uid.is_root() || peer.uid == rustix::process::geteuid())
+    }
+
+    /// Whether it has ended already, or the server's end is closed.
+    pub(super) fn is_over(&self) -> bool {
+        let mut look = [PollFd::new(&self.stream, PollFlags::empty())];
+        let hung_up = poll(&mut look, Some(&Timespec::default())).is_ok()
+            && look[0].revents().intersects(PollFlags::HUP | PollFlags::ERR);
+        self.dead.is_some() || hung_up
     }
 
     /// Sends a command, waits for its reply.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,7 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::Mode;
 use rustix::io::Errno;
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::link::Link;
 use super::session::{ClientCalls, Session};
@@ -20,6 +22,10 @@ use crate::pci::{PciError, PciFunction};
 
 /// How long a client may leave a message half sent, a reply unread, or a DMA by message unanswered, before it is dropped.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Clients that may wait for their turn.
+const BACKLOG: i32 = 128;
+/// How long to leave a waiting client waiting that the system did not let us take. There is no other to serve.
+const FULL_NAP: Duration = Duration::from_millis(100);
 /// Steps in a row that found nothing to do, after which an idle server sleeps between looks at the doorbells.
 const SPIN: u32 = 20_000;
 /// Between two looks at the socket, each of which is a system call, go so many steps that found nothing to do; one that did
@@ -39,8 +45,16 @@ pub enum ServeError {
         source: io::Error,
     },
     /// Another server listens there.
-    #[error("{} is served by another process", .0.display())]
+    #[error("{} is served by another process; choose another --socket", .0.display())]
     InUse(PathBuf),
+    /// What is there is no vfio-user server's socket, living or dead.
+    #[error("{} is {what}; choose another --socket", path.display())]
+    InTheWay {
+        /// The path.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+    },
     /// A wait on the sockets failed.
     #[error("waiting for clients of {}: {source}", path.display())]
     Wait {
@@ -66,19 +80,8 @@ impl Server {
     /// Listens on `path` (mode 0600). A socket file that a dead server left behind is replaced.
     pub fn bind(path: &Path, function: Arc<dyn PciFunction>) -> Result<Self, ServeError> {
         let fail = |source| ServeError::Listen { path: path.to_owned(), source };
-        if let Err(e) = UnixStream::connect(path) {
-            let stale = e.kind() == io::ErrorKind::ConnectionRefused
-                && fs::symlink_metadata(path)
-                    .is_ok_and(|m| std::os::unix::fs::FileTypeExt::is_socket(&m.file_type()));
-            if stale {
-                fs::remove_file(path).map_err(fail)?;
-            }
-        } else {
-            return Err(ServeError::InUse(path.to_owned()));
-        }
-        let listener = UnixListener::bind(path).map_err(fail)?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(fail)?;
-        listener.set_nonblocking(true).map_err(fail)?;
+        clear_the_way(path)?;
+        let listener = listen(path).map_err(|e| fail(e.into()))?;
         Ok(Self { listener, path: path.to_owned(), function })
     }
 
@@ -136,8 +139,20 @@ impl Server {
     }
 
     fn accept(&self, stop: &Arc<AtomicBool>) -> Result<Option<Client>, ServeError> {
-        let Ok((stream, _)) = self.listener.accept() else { return Ok(None) };
-        let trusted = rustix::net::sockopt::socket_peercred(&stream)
+        let (stream, _) = match self.listener.accept() {
+            Ok(accepted) => accepted,
+            // It left before its turn came.
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted) => {
+                return Ok(None);
+            }
+            Err(e) => {
+                // Out of descriptors or memory, most likely. It goes on waiting, and would wake us at once.
+                tracing::warn!("a client of {} cannot be taken: {e}", self.path.display());
+                std::thread::sleep(FULL_NAP);
+                return Ok(None);
+            }
+        };
+        let trusted = net::sockopt::socket_peercred(&stream)
             .is_ok_and(|peer| peer.uid.is_root() || peer.uid == rustix::process::geteuid());
         let Ok(link) = Link::new(stream, Arc::clone(stop), PATIENCE) else { return Ok(None) };
         let link = Arc::new(link);
@@ -145,6 +160,32 @@ impl Server {
         let session = Session::new(Arc::clone(&self.function), trusted, Some(calls))?;
         Ok(Some(Client { link, session }))
     }
+}
+
+/// Removes what a dead server left behind, and nothing else.
+fn clear_the_way(path: &Path) -> Result<(), ServeError> {
+    let in_the_way = |what| Err(ServeError::InTheWay { path: path.to_owned(), what });
+    let Err(e) = UnixStream::connect(path) else { return Err(ServeError::InUse(path.to_owned())) };
+    if e.raw_os_error() == Some(Errno::PROTOTYPE.raw_os_error()) {
+        return in_the_way("a socket of another kind, such as a cmbfs server's");
+    }
+    match fs::symlink_metadata(path) {
+        Ok(meta) if !meta.file_type().is_socket() => in_the_way("there already, and no socket"),
+        Ok(_) if e.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(|source| ServeError::Listen { path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A socket that listens on `path`. bind() makes the path with the mode of the socket: nobody else gets in at any moment.
+fn listen(path: &Path) -> rustix::io::Result<UnixListener> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let fd = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::fs::fchmod(&fd, Mode::from_raw_mode(0o600))?;
+    net::bind(&fd, &SocketAddrUnix::new(path)?)?;
+    net::listen(&fd, BACKLOG)?;
+    Ok(UnixListener::from(fd))
 }
 
 /// A client that is connected.

@@ -120,7 +120,7 @@ impl Windows {
             return Ok(Ensured::Refused(Reason::Revoked));
         }
         let placement = known.options.placement;
-        let mut why = Reason::Asked;
+        let mut why = if self.cmb.is_some() { Reason::Asked } else { Reason::NoCmb };
         let readers = want == Want::Auto && placement == Placement::PeersFirst;
         if readers {
             why = Reason::Policy;

@@ -1,19 +1,21 @@
 //! What can go wrong on the client's side.
 
 use std::io;
-use std::path::PathBuf;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nvme_driver::mem::{MapError, OutOfRange};
 
 use crate::protocol::{ErrorCode, WireError};
+use crate::transport::listener::is_other_kind;
 use crate::transport::ring::RingError;
 
 /// A client's request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody serves there.
-    #[error("cannot connect to {path}: {source}; is `cmbfs serve` running with this --socket?")]
+    /// No server was reached there.
+    #[error("cannot connect to {path}: {source}{}", advice(.path, .source))]
     Connect {
         /// The socket's path.
         path: PathBuf,
@@ -84,5 +86,23 @@ impl ClientError {
             Self::Server(e) => Some(e.code),
             _ => None,
         }
+    }
+}
+
+/// What to do about a connection that did not come about, where the system's answer does not tell.
+fn advice(path: &Path, error: &io::Error) -> &'static str {
+    match error.kind() {
+        _ if is_other_kind(error) => {
+            "; that is a socket of another kind, not a cmbfs server's. A drive that is served over vfio-user is a DEVICE: vfio-user:PATH"
+        }
+        io::ErrorKind::ConnectionRefused
+            if std::fs::metadata(path).is_ok_and(|m| !m.file_type().is_socket()) =>
+        {
+            "; it is no socket"
+        }
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            "; is `cmbfs serve` running with this --socket?"
+        }
+        _ => "",
     }
 }

@@ -185,6 +185,32 @@ pub struct Status {
     pub paths: Vec<PathLine>,
     /// Every client.
     pub people: Vec<ClientLine>,
+    /// How the device is.
+    pub device_state: DeviceState,
+    /// Why it does not work as it should, if it does not.
+    pub device_trouble: Option<String>,
+}
+
+/// How a server's device is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeviceState {
+    /// It does what is asked.
+    Works,
+    /// Nothing is written to it any more: an error, or it was mounted that way. What is on it is read.
+    ReadOnly,
+    /// It is gone or has failed: what is not in memory yet cannot be read, and nothing can be committed.
+    Failed,
+}
+
+impl DeviceState {
+    fn from_number(number: u32) -> Self {
+        match number {
+            m::DEVICE_WORKS => Self::Works,
+            m::DEVICE_READ_ONLY => Self::ReadOnly,
+            _ => Self::Failed,
+        }
+    }
 }
 
 /// One line of [`Status::people`].
@@ -355,7 +381,7 @@ impl Client {
         let reply = self.inner.connection.call(Op::Status, "its status", &Empty {}, &[])?;
         let (s, tail) = reply.message.body::<StatusReply>()?;
         let (paths, tail) = records::path_counts(tail, s.reasons)?;
-        let people = records::clients(tail, s.listed)?;
+        let (people, trouble) = records::clients(tail, s.listed, s.trouble_len)?;
         Ok(Status {
             clients: s.clients,
             open_files: s.open_files,
@@ -378,6 +404,8 @@ impl Client {
             auto_reads_cmb: s.readers == m::PLACE_CMB,
             paths: paths.into_iter().map(PathLine::from).collect(),
             people: people.into_iter().map(ClientLine::from).collect(),
+            device_state: DeviceState::from_number(s.device),
+            device_trouble: (!trouble.is_empty()).then_some(trouble),
         })
     }
 

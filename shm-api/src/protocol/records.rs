@@ -256,15 +256,18 @@ pub fn path_counts(mut tail: &[u8], count: u32) -> Result<(Vec<PathCount>, &[u8]
     Ok((counts, tail))
 }
 
-/// Decodes `count` clients, after which nothing may follow.
-pub fn clients(mut tail: &[u8], count: u32) -> Result<Vec<ClientRecord>, WireError> {
+/// Decodes `count` clients and a text of `text` bytes, after which nothing may follow.
+pub fn clients(mut tail: &[u8], count: u32, text: u32) -> Result<(Vec<ClientRecord>, String), WireError> {
     let mut clients = Vec::new();
     for _ in 0..count {
         let (record, rest) = ClientRecord::take(tail).ok_or_else(|| short("a client"))?;
         clients.push(record);
         tail = rest;
     }
-    if tail.is_empty() { Ok(clients) } else { Err(short("what follows the last client")) }
+    if usize::try_from(text).ok() != Some(tail.len()) {
+        return Err(short("what follows the last client"));
+    }
+    Ok((clients, one_text(tail)?))
 }
 
 /// Appends one peer.

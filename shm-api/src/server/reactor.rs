@@ -30,6 +30,9 @@ const ENTRIES_PER_TURN: usize = 64;
 const SPINS: u32 = 200;
 /// How long to leave waiting clients waiting when the process has run out of descriptors.
 const FULL_NAP: Duration = Duration::from_millis(100);
+/// Clients beyond the limit that are still to be told so, at most, and how long each may take to say hello: a socket that is closed
+/// with something unread in it takes what was sent over it along.
+const TURNED_AWAY: (usize, Duration) = (64, Duration::from_secs(1));
 /// First sleep while a move is under way: its progress shows in client memory, which wakes nobody.
 const SHORT_NAP: Duration = Duration::from_micros(100);
 /// Longest sleep while somebody waits for a move, and while nobody does (pages in quarantine).
@@ -41,11 +44,19 @@ struct Ghost {
     session: Session,
 }
 
+/// A client for which there was no room. It is told so in answer to its hello.
+#[derive(Debug)]
+struct TurnedAway {
+    socket: Socket,
+    until: u64,
+}
+
 pub(crate) struct Reactor {
     listener: Listener,
     core: Core,
     sessions: BTreeMap<u32, Session>,
     ghosts: Vec<Ghost>,
+    turned_away: Vec<TurnedAway>,
     stop: StopHandle,
     signals: Option<OwnedFd>,
     started: Instant,
@@ -70,6 +81,7 @@ impl Reactor {
             core,
             sessions: BTreeMap::new(),
             ghosts: Vec::new(),
+            turned_away: Vec::new(),
             stop,
             signals,
             started: Instant::now(),
@@ -129,8 +141,10 @@ impl Reactor {
     /// Waits for something to happen, then takes new clients, messages and deaths. True: it is time to stop.
     fn look(&mut self, wait: Duration) -> Result<bool, ServerError> {
         let ids: Vec<u32> = self.sessions.keys().copied().collect();
-        let mut fds = Vec::with_capacity(3 + 2 * ids.len() + self.ghosts.len());
-        let full = self.now() < self.full_until;
+        let mut fds = Vec::with_capacity(3 + 2 * ids.len() + self.ghosts.len() + self.turned_away.len());
+        let now = self.now();
+        self.turned_away.retain(|client| now < client.until);
+        let full = now < self.full_until || self.turned_away.len() >= TURNED_AWAY.0;
         // A listener that cannot be served would wake us for ever.
         fds.push(PollFd::new(&self.listener, if full { PollFlags::empty() } else { PollFlags::IN }));
         fds.push(PollFd::new(&self.stop, PollFlags::IN));
@@ -138,6 +152,7 @@ impl Reactor {
             fds.push(PollFd::new(signals, PollFlags::IN));
         }
         let fixed = fds.len();
+        let first_turned_away = fixed + 2 * ids.len() + self.ghosts.len();
         for session in self.sessions.values() {
             let want =
                 if session.outbox.is_waiting() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
@@ -147,7 +162,11 @@ impl Reactor {
         for ghost in &self.ghosts {
             fds.push(PollFd::new(&ghost.session.pidfd, PollFlags::IN));
         }
+        for client in &self.turned_away {
+            fds.push(PollFd::new(&client.socket, PollFlags::IN));
+        }
         let wait = if full { wait.min(FULL_NAP) } else { wait };
+        let wait = if self.turned_away.is_empty() { wait } else { wait.min(TURNED_AWAY.1) };
         let timeout = (wait != Duration::MAX).then(|| Timespec {
             tv_sec: i64::try_from(wait.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: i64::from(wait.subsec_nanos()),
@@ -185,6 +204,15 @@ impl Reactor {
                 core.client_died(&mut ghost.session, now);
             }
             !dead
+        });
+        let mut nth = 0;
+        self.turned_away.retain(|client| {
+            nth += 1;
+            let spoke = is(first_turned_away + nth - 1);
+            if spoke {
+                turn_away(&client.socket);
+            }
+            !spoke
         });
         if is(0) {
             self.accept();
@@ -269,7 +297,7 @@ impl Reactor {
     }
 
     fn accept(&mut self) {
-        loop {
+        while self.turned_away.len() < TURNED_AWAY.0 {
             match self.listener.accept() {
                 Ok(Some(socket)) => self.welcome(socket),
                 Ok(None) => return,
@@ -284,10 +312,8 @@ impl Reactor {
 
     fn welcome(&mut self, socket: Socket) {
         if self.sessions.len() + self.ghosts.len() >= MAX_CLIENTS {
-            let error =
-                WireError::new(ErrorCode::TooMany, format!("{MAX_CLIENTS} clients are connected already"));
-            // It may not even be reading; then the closed socket says it.
-            let _ = socket.send(&crate::protocol::header::encode_error(Op::Hello, 0, &error), &[]);
+            let until = self.now().saturating_add(TURNED_AWAY.1.as_nanos() as u64);
+            self.turned_away.push(TurnedAway { socket, until });
             return;
         }
         let known =
@@ -333,6 +359,19 @@ impl Reactor {
             let _ = session.reply_error(Op::Hello, 0, &error);
         }
     }
+}
+
+/// Answers a hello for which there is no room.
+fn turn_away(socket: &Socket) {
+    let text = format!(
+        "{MAX_CLIENTS} clients are connected already, which is the limit; try again when one has gone"
+    );
+    let error = WireError::new(ErrorCode::TooMany, text);
+    let hello = socket.receive().ok().flatten().and_then(|datagram| Message::decode(&datagram.bytes).ok());
+    // Number 0 is a farewell, for those who said something else.
+    let request = hello.map_or(0, |message| message.request);
+    // It may not be reading any more: then there is nobody to tell.
+    let _ = socket.send(&crate::protocol::header::encode_error(Op::Hello, request, &error), &[]);
 }
 
 /// Asks for as many descriptors as this process may have: a client takes four, an open file one.

@@ -83,6 +83,9 @@ impl Session {
     }
 }
 
+/// Longest text about a device in trouble, in bytes.
+const MAX_TROUBLE: usize = 1024;
+
 impl Core {
     /// Takes one request. An error: the client breaks the protocol and is let go.
     pub(crate) fn request(
@@ -382,6 +385,16 @@ impl Core {
         Outcome::Reply(body.to_bytes(), name, Vec::new())
     }
 
+    /// How the device is, and why.
+    fn device_state(&self) -> (u32, String) {
+        let fs = &self.backing.fs;
+        match (fs.disk().failure(), fs.read_only_reason()) {
+            (Some(why), _) => (m::DEVICE_FAILED, why),
+            (None, Some(why)) => (m::DEVICE_READ_ONLY, why.to_owned()),
+            (None, None) => (m::DEVICE_WORKS, String::new()),
+        }
+    }
+
     fn status(&self) -> Outcome {
         use p2p::layout::Home;
         let (mut cmb_windows, mut host_windows) = (0, 0);
@@ -415,6 +428,8 @@ impl Core {
             records::ClientRecord { client: client.0, pid, uid, windows }.put(&mut tail);
             listed += 1;
         }
+        let (device, mut trouble) = self.device_state();
+        trouble.truncate(trouble.floor_char_boundary(MAX_TROUBLE));
         let body = m::StatusReply {
             clients: self.counts.clients,
             open_files: self.opened.values().map(|o| u64::from(o.count)).sum(),
@@ -438,9 +453,13 @@ impl Core {
             placement: self.placement.number(),
             readers: match self.auto {
                 p2p::windows::Placement::PeersFirst => m::PLACE_HOST,
+                _ if self.windows.cmb().is_none() => m::PLACE_HOST,
                 _ => m::PLACE_CMB,
             },
+            device,
+            trouble_len: u32::try_from(trouble.len()).unwrap_or(0),
         };
+        tail.extend_from_slice(trouble.as_bytes());
         Outcome::Reply(body.to_bytes(), tail, Vec::new())
     }
 }

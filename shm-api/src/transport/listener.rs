@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -26,6 +26,14 @@ pub enum ListenError {
     /// Something that is no socket is in the way.
     #[error("{path} exists and is no socket; choose another --socket or remove it")]
     NotASocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A socket of another kind is served there.
+    #[error(
+        "{path} is served by another program: it is a socket of another kind, such as a vfio-user drive's; choose another --socket"
+    )]
+    OtherKind {
         /// The path.
         path: PathBuf,
     },
@@ -57,9 +65,9 @@ impl Listener {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
             .map_err(|e| fail(e.into()))?;
+        // bind() makes the path with the mode of the socket: it is right from the first moment on.
+        rustix::fs::fchmod(&fd, rustix::fs::Mode::from_raw_mode(0o600)).map_err(|e| fail(e.into()))?;
         rustix::net::bind(&fd, &address).map_err(|e| fail(e.into()))?;
-        // Before listen(), nobody can connect: so the mode is right from the first connection on.
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(fail)?;
         let inode = std::fs::symlink_metadata(path).map_err(fail)?.ino();
         rustix::net::listen(&fd, 128).map_err(|e| fail(e.into()))?;
         Ok(Self { fd, path: path.to_owned(), inode })
@@ -115,7 +123,13 @@ fn clear_the_way(path: &Path) -> Result<(), ListenError> {
             Err(ListenError::Taken { path: path.to_owned(), pid, command: super::peer::command_of(pid) })
         }
         Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path).map_err(fail),
-        // EPROTOTYPE: a living socket of another kind; anything else: not known to be dead.
+        Err(e) if is_other_kind(&e) => Err(ListenError::OtherKind { path: path.to_owned() }),
+        // Not known to be dead.
         Err(e) => Err(fail(e)),
     }
+}
+
+/// Whether the system refused a connection because somebody listens there with another kind of socket.
+pub(crate) fn is_other_kind(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::PROTOTYPE.raw_os_error())
 }

@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
-use shm_api::client::OpenMode;
+use shm_api::client::{Client, OpenMode};
 use shm_api::protocol::messages::{self as m, HelloRequest};
 use shm_api::protocol::{ErrorCode, Op, header};
 use shm_api::transport::ring::{RING_LEN, word};
@@ -230,4 +230,23 @@ fn hello_comes_first_and_once_and_in_a_known_version() {
     for fd in &fds[..3] {
         assert!(rustix::fs::ftruncate(fd, 0).is_err(), "its size is sealed");
     }
+}
+
+#[test]
+fn the_client_that_is_one_too_many_is_told_the_limit() {
+    let serving = Serving::start(SMALL);
+    let mut others: Vec<Raw> = (0..1024).map(|_| Raw::connect(&serving.socket)).collect();
+    // All of them are in when the last one is answered: they come in order.
+    others[1023].hello();
+    for _ in 0..100 {
+        let error = Client::connect(&serving.socket).unwrap_err();
+        assert_eq!(error.code(), Some(ErrorCode::TooMany), "{error}");
+        assert!(error.to_string().contains("1024"), "{error}");
+    }
+    // Those who say nothing wait for the answer, and not for ever; nor do others have to wait for them.
+    let silent: Vec<Raw> = (0..70).map(|_| Raw::connect(&serving.socket)).collect();
+    assert_eq!(Client::connect(&serving.socket).unwrap_err().code(), Some(ErrorCode::TooMany));
+    assert!(silent[0].is_closed());
+    others.pop();
+    until("there is room again", || Client::connect(&serving.socket).is_ok());
 }

@@ -81,9 +81,16 @@ wire_struct! {
     }
 }
 
+/// The device does what is asked.
+pub const DEVICE_WORKS: u32 = 0;
+/// Nothing is written to it any more: an error, or the filesystem was mounted that way.
+pub const DEVICE_READ_ONLY: u32 = 1;
+/// It is gone or has failed.
+pub const DEVICE_FAILED: u32 = 2;
+
 wire_struct! {
     /// Reply to `Status`; `reasons` [`PathRecord`](crate::protocol::records::PathRecord)s follow, then `listed`
-    /// [`ClientRecord`](crate::protocol::records::ClientRecord)s.
+    /// [`ClientRecord`](crate::protocol::records::ClientRecord)s, then why the device does not work as it should.
     StatusReply {
         /// Clients connected now.
         clients: u64,
@@ -125,7 +132,12 @@ wire_struct! {
         listed: u32,
         /// Where windows of files without a setting of their own may live: the number of a [`Placement`](crate::Placement).
         placement: u32,
-        /// What `auto` means for readers on the processor: `PLACE_CMB`, or `PLACE_HOST` where the CMB was measured to be slow for them.
+        /// What `auto` means for readers on the processor: `PLACE_CMB`, or `PLACE_HOST` where the CMB was measured to be slow for them
+        /// or there is none.
         readers: u32,
+        /// How the device is: `DEVICE_WORKS`, `DEVICE_READ_ONLY` or `DEVICE_FAILED`.
+        device: u32,
+        /// Bytes of the text that says why.
+        trouble_len: u32,
     }
 }
