@@ -3,24 +3,29 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 mod common;
 
-use common::{Client, GRACE, Rig, config, seed, writing};
+use common::{Client, GRACE, Rig, config, pattern, seed, writing};
+use nvme_driver::mem::Mapping;
 use p2p::peer::EmulatedEngine;
 use p2p::reader::Outcome;
 use p2p::refusal::Refusals;
-use p2p::windows::{Config, Ensured, Hold, PeerPath, Progress, Scope, Want};
+use p2p::region::{Region, RegionKind};
+use p2p::windows::{Config, DeviceMemory, Ensured, Hold, ObjectOptions, PeerPath, Progress, Scope, Want};
 use p2p::writer::{Finished, NotEntered};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
 const W: usize = 8192;
 const WINDOWS: usize = 6;
-const OBJECTS: u64 = 3;
+const OBJECTS: u64 = 4;
+/// The last one has device memory of its own.
+const MEMORY: usize = 3;
 
 struct World {
     rig: Rig,
     rng: Xoshiro256PlusPlus,
     /// What each object must read as.
     want: Vec<Vec<u8>>,
+    memory: std::sync::Arc<Mapping>,
     clients: Vec<(Client, Vec<Vec<Hold>>)>,
     engine: EmulatedEngine,
     peer: p2p::windows::PeerId,
@@ -32,10 +37,22 @@ impl World {
         let cmb = (1 + rng.next_u64() as usize % 8) * W;
         let host_limit = (3 + rng.next_u64() % 20) * W as u64;
         let mut rig = Rig::new(cmb, Config { host_limit, ..config() });
-        for o in 0..OBJECTS {
+        for o in 0..MEMORY as u64 {
             rig.object(o, WINDOWS * W, W);
         }
-        let want = (0..OBJECTS).map(|o| rig.drive.objects[&o].clone()).collect();
+        let mut want: Vec<Vec<u8>> = (0..MEMORY as u64).map(|o| rig.drive.objects[&o].clone()).collect();
+        let memory = Mapping::memfd("device", WINDOWS * W).unwrap();
+        want.push((0..WINDOWS * W).map(|i| pattern(MEMORY as u64, i)).collect());
+        memory.write(0, &want[MEMORY]).unwrap();
+        let own = DeviceMemory {
+            memory: std::sync::Arc::clone(&memory),
+            bus_address: 0,
+            offset: 0,
+            len: WINDOWS * W,
+            kind: RegionKind::Ordinary,
+        };
+        let options = ObjectOptions { window_size: W, ..ObjectOptions::default() };
+        rig.windows.add_memory(MEMORY as u64, own, options).unwrap();
         let mut clients = Vec::new();
         for _ in 0..2 {
             let mut c = rig.client();
@@ -51,7 +68,7 @@ impl World {
         rig.drive.unreliable(seed ^ 0xd, failures);
         let engine = EmulatedEngine::new("dma", W).unwrap();
         let peer = rig.windows.register_peer(Box::new(engine.clone()));
-        Self { rig, rng, want, clients, engine, peer }
+        Self { rig, rng, want, memory, clients, engine, peer }
     }
 
     fn pick(&mut self, n: usize) -> usize {
@@ -65,6 +82,22 @@ impl World {
         }
     }
 
+    /// A client with the view of this object, as it has it when it opens the file: its host cache, and the CMB or its own memory.
+    fn opened(&mut self, client: usize, object: usize) -> Client {
+        let known = &self.clients[client].0;
+        let mut c = Client {
+            id: known.id,
+            control: known.control.clone(),
+            slots: std::sync::Arc::clone(&known.slots),
+            view: known.view.clone(),
+        };
+        if object == MEMORY {
+            c.view.cmb = Some(Region::new(std::sync::Arc::clone(&self.memory), 0, RegionKind::Ordinary));
+        }
+        self.rig.map_host(&mut c, object as u64, WINDOWS * W);
+        c
+    }
+
     fn read(&mut self, client: usize, object: usize, window: usize) {
         let (at, len) = (self.pick(W), 1 + self.pick(300));
         let len = len.min(W - at);
@@ -73,14 +106,7 @@ impl World {
         let want = self.want[object][start..start + len].to_vec();
         let mut got = vec![0; len];
         for _ in 0..20 {
-            // The view of this object's host cache, as a client maps it when it opens the file.
-            let mut c = Client {
-                id: self.clients[client].0.id,
-                control: self.clients[client].0.control.clone(),
-                slots: std::sync::Arc::clone(&self.clients[client].0.slots),
-                view: self.clients[client].0.view.clone(),
-            };
-            self.rig.map_host(&mut c, object as u64, WINDOWS * W);
+            let c = self.opened(client, object);
             match c.control.read(hold.handle, &c.view, at, &mut got) {
                 Outcome::Copied(home) => {
                     assert_eq!(got, want, "object {object} window {window} at {at} from {home:?}");
@@ -112,13 +138,7 @@ impl World {
         let len = len.min(W - at);
         let value = self.rng.next_u64() as u8;
         let hold = self.clients[client].1[object][window];
-        let mut c = Client {
-            id: self.clients[client].0.id,
-            control: self.clients[client].0.control.clone(),
-            slots: std::sync::Arc::clone(&self.clients[client].0.slots),
-            view: self.clients[client].0.view.clone(),
-        };
-        self.rig.map_host(&mut c, object as u64, WINDOWS * W);
+        let c = self.opened(client, object);
         // In some sections the server acts: a revocation waits for it, or fences it.
         let act = self.pick(4);
         for _ in 0..20 {
@@ -228,9 +248,14 @@ impl World {
             14 | 15 => self.revoke(object, window),
             16 => {
                 let range = 0..(WINDOWS * W) as u64;
-                let _ = self.rig.windows.commit(object as u64, &range, &mut self.rig.drive);
+                let done = self.rig.windows.commit(object as u64, &range, &mut self.rig.drive);
+                if object == MEMORY && done.is_ok() {
+                    let mut got = vec![0; WINDOWS * W];
+                    self.memory.read(0, &mut got).unwrap();
+                    assert_eq!(got, self.want[MEMORY], "committed, and not in the device's memory");
+                }
             }
-            17 => {
+            17 if object != MEMORY => {
                 let at = self.pick(WINDOWS * W);
                 self.want[object][at..].fill(0);
                 // What the filesystem does: the object's own bytes beyond its end are gone first.
@@ -266,7 +291,11 @@ impl World {
         let report = self.rig.finish(ticket);
         assert_eq!(report.failed, Vec::<String>::new());
         for (o, want) in self.want.iter().enumerate() {
-            let got = &self.rig.drive.objects[&(o as u64)];
+            let mut got = vec![0; WINDOWS * W];
+            match self.rig.drive.objects.get(&(o as u64)) {
+                Some(bytes) => got.clone_from(bytes),
+                None => self.memory.read(0, &mut got).unwrap(),
+            }
             let wrong = got.iter().zip(want).position(|(a, b)| a != b);
             assert_eq!(wrong, None, "object {o} differs on the drive from this byte on");
         }

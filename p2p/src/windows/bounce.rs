@@ -61,6 +61,6 @@ impl Windows {
         self.pace.dirty = true;
         self.count_dirty(index);
         // A reset took what was just stored.
-        Ok(if self.device_moved() { Ensured::Moving } else { ensured })
+        Ok(if self.reset_matters(object) { Ensured::Moving } else { ensured })
     }
 }

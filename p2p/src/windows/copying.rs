@@ -26,7 +26,8 @@ impl Windows {
         // Reading a CMB across a bus is slow: what the drive has as well is read from the drive.
         let slow = home == Home::Cmb && self.cmb.as_ref().is_some_and(|c| c.memory.is_device_memory);
         // Under a truncation or a layout the drive may still have what the window has no more.
-        let taken_out = self.is_raw(object) || self.is_excluded(object, offset..offset + w_len);
+        let own = self.has_own(object);
+        let taken_out = own || self.is_raw(object) || self.is_excluded(object, offset..offset + w_len);
         let slow = slow && !taken_out;
         let mut direct = !taken_out && self.cmb.as_ref().is_some_and(|c| c.memory.read_data);
         let mut copied = 0;
@@ -34,6 +35,11 @@ impl Windows {
         let mut page = pages.start;
         let mut result = Ok(());
         while page < pages.end && result.is_ok() {
+            if to == Home::Cmb && own && self.clean(index, page..page + 1) {
+                // It is there.
+                page += 1;
+                continue;
+            }
             if to == Home::Cmb && direct && self.clean(index, page..page + 1) {
                 // What the drive has as well comes from it, past the processor. What changes meanwhile is in the last copy.
                 let n = (page..pages.end).take_while(|p| self.clean(index, *p..*p + 1)).count();
@@ -54,7 +60,10 @@ impl Windows {
                     }
                 }
             }
-            let n = CHUNK.min(pages.end - page);
+            let mut n = CHUNK.min(pages.end - page);
+            if to == Home::Cmb && own {
+                n = (page..page + n).take_while(|p| !self.clean(index, *p..*p + 1)).count().max(1);
+            }
             bounce.resize(n * 4096, 0);
             let (from, clean) = (page * 4096, slow && self.clean(index, page..page + n));
             result = if clean {
@@ -107,12 +116,18 @@ impl Windows {
         from: usize,
         into: &mut [u8],
     ) -> Result<(), WindowsError> {
-        match (place.home(), self.cmb.as_ref()) {
-            (Home::Cmb, Some(cmb)) => {
-                cmb.region.read(place.offset() as usize + from, into)?;
+        match (place.home(), self.direct(object)) {
+            (Home::Cmb, Some(region)) => {
+                region.read(place.offset() as usize + from, into)?;
                 // As a reader does: announced meanwhile, it may be what a reset left.
                 std::sync::atomic::fence(std::sync::atomic::Ordering::Acquire);
-                if self.device_moved() { Err(WindowsError::DeviceReset) } else { Ok(()) }
+                if self.reset_matters(object) {
+                    return Err(WindowsError::DeviceReset);
+                }
+                if self.has_own(object) && !region.present() {
+                    return Err(WindowsError::MemoryGone(object));
+                }
+                Ok(())
             }
             (Home::Host, _) => {
                 let host = self.objects.get(&object).and_then(|o| o.host.as_ref());
@@ -131,8 +146,8 @@ impl Windows {
         from: usize,
         bytes: &[u8],
     ) -> Result<(), WindowsError> {
-        match (home, self.cmb.as_ref()) {
-            (Home::Cmb, Some(cmb)) => Ok(cmb.region.write(at as usize + from, bytes)?),
+        match (home, self.direct(object)) {
+            (Home::Cmb, Some(region)) => Ok(region.write(at as usize + from, bytes)?),
             (Home::Host, _) => Ok(self.host_file(object)?.write(at + from as u64, bytes)?),
             _ => Err(WindowsError::UnknownObject(object)),
         }

@@ -86,7 +86,7 @@ impl Windows {
 
     /// Windows in the CMB become non-resident without a write-back; those in the host cache are valid as they are.
     fn lose_cmb(&mut self, backing: &mut dyn Backing, now: u64) -> Result<Ticket, WindowsError> {
-        self.device = self.control.device_generation();
+        let before = std::mem::replace(&mut self.device, self.control.device_generation());
         backing.reset_noticed();
         self.counters.resets += 1;
         if let (Some(cmb), Some(canary)) = (self.cmb.as_ref(), self.control.canary()) {
@@ -96,16 +96,25 @@ impl Windows {
         // No command from before the reset touches memory any more.
         self.device_drained(now);
         let (mut gone, mut kept) = (Vec::new(), Vec::new());
-        for (index, w) in self.iter() {
+        let mut behind = Vec::new();
+        for (index, w) in self.windows.iter().enumerate() {
+            let (index, Some(w)) = (index as u32, w) else { continue };
             match w.home {
-                Home::Cmb => gone.push(index),
-                Home::Host => kept.push(index),
+                Home::Cmb if self.in_cmb(w) => gone.push(index),
+                // Its turn in a mass revocation has not come yet.
+                Home::Cmb if w.stamp != before => behind.push(index),
+                Home::Cmb | Home::Host => kept.push(index),
                 Home::None => {}
             }
         }
         for index in kept {
-            self.redirect_from_cmb(index);
+            if self.window(index).is_some_and(|w| !self.has_own(w.object)) {
+                self.redirect_from_cmb(index);
+            }
             self.restamp(index)?;
+        }
+        for index in behind {
+            self.follow(index, backing, now);
         }
         for (left, ticket) in std::mem::take(&mut self.sweep) {
             left.for_each(|_| self.tickets.settle(ticket, &Outcome::Already));
@@ -118,6 +127,10 @@ impl Windows {
     /// Dirty pages of a window went with the device.
     pub(super) fn count_lost(&mut self, index: u32, pages: usize) {
         let Some(object) = self.window(index).map(|w| w.object).filter(|_| pages > 0) else { return };
+        if self.has_own(object) {
+            // All of it was counted when it went.
+            return;
+        }
         let bytes = (pages * 4096) as u64;
         self.counters.lost_bytes += bytes;
         if let Some(o) = self.objects.get_mut(&object) {

@@ -18,7 +18,10 @@ const WANTED: usize = 1024;
 impl Windows {
     /// Makes room in the CMB for a window, as far as that goes at once. What has to wait for writers leaves later.
     pub(super) fn make_room(&mut self, index: u32, backing: &mut dyn Backing, now: u64) {
-        let Some(len) = self.window(index).map(|w| w.len) else { return };
+        let Some((object, len)) = self.window(index).map(|w| (w.object, w.len)) else { return };
+        if self.has_own(object) {
+            return;
+        }
         for _ in 0..VICTIMS {
             let Some(cmb) = self.cmb.as_mut() else { return };
             if cmb.pool.largest_free() >= len {
@@ -73,16 +76,13 @@ impl Windows {
             (Home::Host, _) => self.host_policy.remove(key),
             _ => {}
         }
-        match (to, self.cmb.as_mut()) {
-            (Home::Cmb, Some(cmb)) => cmb.policy.insert(key, len),
-            (Home::Host, _) => self.host_policy.insert(key, len),
-            _ => {}
-        }
+        self.enlist(to, key, len);
     }
 
     /// A window in the host cache was used: it would like to be in the CMB.
     pub(super) fn want_cmb(&mut self, index: u32) {
-        if self.cmb.is_some() && self.wanted.len() < WANTED && self.wanted.back() != Some(&index) {
+        let somewhere = self.cmb.is_some() || self.window(index).is_some_and(|w| self.has_own(w.object));
+        if somewhere && self.wanted.len() < WANTED && self.wanted.back() != Some(&index) {
             self.wanted.push_back(index);
         }
     }
@@ -99,8 +99,8 @@ impl Windows {
         let may = self.window(index).is_some_and(|w| w.home == Home::Host && w.moving.is_none())
             && matches!(self.placement_of(index), Some(Placement::Auto | Placement::PeersFirst))
             && !self.is_quarantined(index);
-        let room = self.window(index).map_or(usize::MAX, |w| w.len);
-        if may && self.cmb.as_ref().is_some_and(|c| c.pool.largest_free() >= room) {
+        let Some((object, room)) = self.window(index).map(|w| (w.object, w.len)) else { return };
+        if may && (self.has_own(object) || self.cmb.as_ref().is_some_and(|c| c.pool.largest_free() >= room)) {
             let request =
                 Request { to: Home::Cmb, reason: Reason::Policy, discard: false, tickets: Vec::new() };
             self.request(index, request, backing, now);
@@ -134,10 +134,13 @@ impl Windows {
     /// Background: one used window per poll goes back to the CMB, if it has settled and an eighth of the CMB is free.
     pub(super) fn promote_some(&mut self, backing: &mut dyn Backing, now: u64) -> bool {
         let (free, size) = self.cmb_bytes();
-        if self.wanted.is_empty() || free < size / 8 {
-            return false;
-        }
-        let Some(index) = self.wanted.pop_front() else { return false };
+        let crowded = free < size / 8;
+        // An object's own memory is never crowded.
+        let next = self
+            .wanted
+            .iter()
+            .position(|i| !crowded || self.window(*i).is_some_and(|w| self.has_own(w.object)));
+        let Some(index) = next.and_then(|at| self.wanted.remove(at)) else { return false };
         let Some(w) = self.window(index) else { return false };
         if w.home != Home::Host {
             return false;

@@ -15,7 +15,8 @@
 //! * `ahead`: read-ahead for windows that are used one after the other
 //! * `evict`: making room, and going back to the CMB
 //! * `bounce`: bytes of a peer that it may not put into a window itself
-//! * `raw`: objects that are not files
+//! * `raw`: objects that are not files, and have no memory of their own
+//! * `memory`: objects with device memory of their own
 //! * `peers`: windows that other devices reach
 mod ahead;
 mod background;
@@ -24,6 +25,7 @@ mod clients;
 mod copying;
 mod device;
 mod evict;
+mod memory;
 mod moves;
 mod object;
 mod peers;
@@ -56,6 +58,7 @@ use crate::region::{Region, RegionKind};
 pub use background::WriteBack;
 pub use clients::{ClientId, Hold};
 pub use device::{Losses, ResetSignal};
+pub use memory::DeviceMemory;
 pub use object::{ObjectOptions, Placement};
 pub use peers::{PeerId, PeerMapping, PeerPath, PeerStatus};
 pub use place::{Ensured, Want};
@@ -137,6 +140,38 @@ pub enum WindowsError {
         /// Bytes left.
         room: u64,
     },
+    /// This memory cannot be an object.
+    #[error("object {object} cannot have this device memory: {why}")]
+    BadMemory {
+        /// The object.
+        object: u64,
+        /// Why not.
+        why: String,
+    },
+    /// The object's own device memory ends before.
+    #[error("offset {offset:#x} is beyond the {len} bytes of device memory of object {object}")]
+    BeyondMemory {
+        /// The object.
+        object: u64,
+        /// The offset.
+        offset: u64,
+        /// Its length in bytes.
+        len: u64,
+    },
+    /// Someone silent past the grace may still touch the window's place in device memory.
+    #[error(
+        "the device memory of the window at {offset:#x} of object {object} is not written while a client or peer that was cut off \
+         there has not answered; its bytes are in the host cache: try again when it has answered or is gone"
+    )]
+    MemoryHeld {
+        /// The object.
+        object: u64,
+        /// Where the window begins.
+        offset: u64,
+    },
+    /// The device whose memory the object is does not answer any more.
+    #[error("the device is gone whose memory object {0} was, and what was in it is lost")]
+    MemoryGone(u64),
     /// The object exists.
     #[error("object {0} is registered already")]
     Registered(u64),

@@ -96,6 +96,12 @@ impl Move {
         self.request.reason
     }
 
+    /// Has it end in the host cache, at `at`, with all of its bytes.
+    pub(super) fn turn_to_host(&mut self, at: u64) {
+        (self.request.to, self.dest) = (Home::Host, at);
+        self.changed.add_all();
+    }
+
     /// Whether writers are kept waiting by it now.
     pub(super) fn frozen(&self) -> bool {
         self.phase != Phase::Copy
@@ -396,7 +402,12 @@ impl Windows {
             m.hidden = true;
         }
         let (to, dest, discard) = (m.request.to, m.dest, m.request.discard);
-        let safe = if to == Home::None {
+        let in_the_way = to == Home::None && !discard && self.leaves_held(index);
+        let turned = if in_the_way { self.turn_from_held(index, backing, now) } else { Ok(()) };
+        let (to, dest) = if in_the_way { self.goal(index) } else { (to, dest) };
+        let safe = if let Err(e) = turned {
+            Err(e)
+        } else if to == Home::None {
             if discard { Ok(()) } else { self.write_back(index, backing).map(drop) }
         } else {
             self.copy_changed(index, to, dest, backing)
@@ -404,7 +415,7 @@ impl Windows {
         if let Err(e) = safe {
             return self.unsafe_yet(index, e, now);
         }
-        if !discard && to == Home::Cmb && self.device_moved() {
+        if !discard && to == Home::Cmb && self.window(index).is_some_and(|w| self.reset_matters(w.object)) {
             // What lies there now is what the reset left. Whoever notices it has the move end elsewhere.
             return Ok(false);
         }
@@ -458,6 +469,21 @@ impl Windows {
         Ok(true)
     }
 
+    /// Whether a move takes a window out of its own device memory while someone who was fenced may still store there.
+    fn leaves_held(&self, index: u32) -> bool {
+        self.window(index).is_some_and(|w| {
+            w.home == Home::Cmb
+                && self.has_own(w.object)
+                && w.moving.as_ref().is_some_and(|m| !m.fenced.is_empty())
+        })
+    }
+
+    /// Where a move goes now.
+    fn goal(&self, index: u32) -> (Home, u64) {
+        let moving = self.window(index).and_then(|w| w.moving.as_ref());
+        moving.map_or((Home::None, 0), |m| (m.request.to, m.dest))
+    }
+
     /// The bytes could not be brought to safety. With a fenced writer still out the window stays closed, and this is tried
     /// again: reopened at the old place, it would take that writer's late stores.
     fn unsafe_yet(&mut self, index: u32, error: WindowsError, now: u64) -> Result<bool, WindowsError> {
@@ -495,12 +521,9 @@ impl Windows {
             w.stamp = device;
         }
         let (object, len, key, home) = (w.object, w.len, w.key(), w.home);
-        match (home, self.cmb.as_mut()) {
-            (Home::Cmb, Some(cmb)) => cmb.policy.insert(key, len as u64),
-            _ => self.host_policy.insert(key, len as u64),
-        }
         w.settled = now.saturating_add(self.settle);
         let next = w.next.take();
+        self.enlist(home, key, len as u64);
         self.moving.retain(|i| *i != index);
         self.counters.moves_failed += 1;
         let timed_out = matches!(error, WindowsError::Backing(crate::backing::BackingError::TimedOut(_)));

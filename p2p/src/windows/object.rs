@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 
 use super::ahead::Sequence;
 use super::device::Losses;
+use super::memory::Own;
 use super::{Windows, WindowsError};
 use crate::host::HostFile;
 use crate::layout::{LANE, MIN_WINDOW};
@@ -50,6 +51,8 @@ pub(super) struct Object {
     pub(super) sequence: Sequence,
     /// No file: bytes of memory, and nothing behind them.
     pub(super) raw: Option<u64>,
+    /// Device memory of its own.
+    pub(super) own: Option<Own>,
     /// What a reset of the device has cost.
     pub(super) losses: Losses,
 }
@@ -79,6 +82,7 @@ impl Windows {
             excluded: Vec::new(),
             sequence: Sequence::default(),
             raw: None,
+            own: None,
             losses: Losses::default(),
         };
         self.objects.insert(object, fresh);
@@ -152,6 +156,10 @@ impl Windows {
         let known = self.objects.get(&object).ok_or(WindowsError::UnknownObject(object))?;
         if offset >= LANE {
             return Err(WindowsError::TooFar(offset));
+        }
+        if !known.reaches(offset) {
+            let len = known.own.as_ref().map_or(0, |own| own.len);
+            return Err(WindowsError::BeyondMemory { object, offset, len });
         }
         let size = known.options.window_size;
         let number = offset / size as u64;

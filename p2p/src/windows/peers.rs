@@ -185,6 +185,7 @@ impl Windows {
         if write && !known.mapper.is_coherent() {
             return Ok(self.bounce(Reason::NotCoherent));
         }
+        let object = self.window(window).map(|w| w.object).ok_or(WindowsError::UnknownWindow(window))?;
         if self.window(window).is_some_and(|w| w.home == Home::Host) {
             // For a peer the CMB is not a matter of speed: without it the bytes go through host memory. Others give way.
             self.make_room(window, backing, now);
@@ -192,7 +193,7 @@ impl Windows {
         match self.ensure(window, Want::Peer, backing, now)? {
             Ensured::Ready(Home::Cmb, _) => {}
             Ensured::Ready(_, reason) | Ensured::Refused(reason) => {
-                let reason = if self.cmb.is_none() { Reason::NoCmb } else { reason };
+                let reason = if self.cmb.is_none() && !self.has_own(object) { Reason::NoCmb } else { reason };
                 return Ok(self.bounce(reason));
             }
             Ensured::Moving => return Ok(PeerPath::Moving),
@@ -201,14 +202,18 @@ impl Windows {
             return Ok(self.bounce(Reason::Injected));
         }
         self.unmap_peer(peer, window)?;
-        let (Some(cmb), Some(known)) = (self.cmb.as_ref(), self.peers.peers.get_mut(&peer.0)) else {
-            return Ok(PeerPath::Bounce(Reason::NoCmb));
+        let (memory, bus) = match (self.own(object), self.cmb.as_ref()) {
+            (Some(own), _) => (Arc::clone(own.region.memory()), own.bus_address),
+            (None, Some(cmb)) => (Arc::clone(&cmb.memory.memory), cmb.memory.bus_address),
+            (None, None) => return Ok(PeerPath::Bounce(Reason::NoCmb)),
+        };
+        let Some(known) = self.peers.peers.get_mut(&peer.0) else {
+            return Err(WindowsError::UnknownPeer(peer.0));
         };
         let Some(w) = self.windows.get_mut(window as usize).and_then(Option::as_deref_mut) else {
             return Err(WindowsError::UnknownWindow(window));
         };
         let access = if write { DmaAccess::ReadWrite } else { DmaAccess::Read };
-        let (memory, bus) = (Arc::clone(&cmb.memory.memory), cmb.memory.bus_address);
         let iova = match known.mapper.map(&memory, bus, w.at as usize, w.len, access) {
             Ok(iova) => iova,
             Err(e) => {

@@ -60,6 +60,9 @@ impl Windows {
             return Ok(Ensured::Moving);
         }
         let (home, fresh, key) = (w.home, w.stamp == device, w.key());
+        if home != Home::Host && !self.memory_answers(key.0, backing, now) {
+            return Err(WindowsError::MemoryGone(key.0));
+        }
         match home {
             Home::Cmb if fresh => {
                 if let Some(cmb) = self.cmb.as_mut() {
@@ -167,7 +170,7 @@ impl Windows {
             return Err(Ok(Reason::Injected));
         }
         let filled = self.fill_cmb(index, at, why, backing);
-        if self.device_moved() {
+        if self.window(index).is_some_and(|w| self.reset_matters(w.object)) {
             // Reset meanwhile: what had arrived before may be gone.
             self.unplaced(index, Home::Cmb, at, Vec::new());
             return Err(Ok(Reason::Drive));
@@ -228,10 +231,7 @@ impl Windows {
         (w.home, w.at, w.stamp) = (home, at, device);
         w.dirty.clear();
         let (key, len) = (w.key(), w.len as u64);
-        match (home, self.cmb.as_mut()) {
-            (Home::Cmb, Some(cmb)) => cmb.policy.insert(key, len),
-            _ => self.host_policy.insert(key, len),
-        }
+        self.enlist(home, key, len);
         self.count_dirty(index);
         Ok(())
     }
@@ -244,9 +244,11 @@ impl Windows {
     /// Keeps the sum of [`Windows::may_be_dirty`], after anything that matters to it has changed.
     pub(super) fn count_dirty(&mut self, index: u32) {
         let by_peers = self.peers.has_writers(index);
+        // What is in device memory of its own can go nowhere and loses nothing.
+        let in_cmb = self.window(index).is_some_and(|w| self.in_cmb(w));
         let Some(w) = self.windows.get_mut(index as usize).and_then(Option::as_deref_mut) else { return };
         let by_clients = w.holders.iter().any(|h| h.dirty_word.is_some());
-        let may = w.home == Home::Cmb && (by_clients || by_peers || !w.dirty.is_empty());
+        let may = in_cmb && (by_clients || by_peers || !w.dirty.is_empty());
         if may != w.counted_dirty {
             w.counted_dirty = may;
             let len = w.len as u64;
@@ -269,13 +271,17 @@ impl Windows {
 
     /// Takes pages of the CMB for a window.
     pub(super) fn take_cmb(&mut self, index: u32) -> Result<u64, Reason> {
-        let Some(len) = self.window(index).map(|w| w.len) else { return Err(Reason::Policy) };
+        let Some(w) = self.window(index) else { return Err(Reason::Policy) };
+        let (object, offset, len) = (w.object, w.offset, w.len);
         if self.placement_of(index) == Some(Placement::HostOnly) {
             return Err(Reason::Asked);
         }
         // Someone silent holds old pages of this window: were it to move on and on, each move would cost as many again.
         if self.is_quarantined(index) {
             return Err(Reason::Quarantine);
+        }
+        if let Some(taken) = self.take_own(object, offset) {
+            return taken;
         }
         let Some(cmb) = self.cmb.as_mut() else { return Err(Reason::NoCmb) };
         if len > cmb.pool.size() {
@@ -335,6 +341,9 @@ impl Windows {
     ) -> Result<(), WindowsError> {
         let Some(w) = self.window(index) else { return Err(WindowsError::UnknownWindow(index)) };
         let (object, offset, len) = (w.object, w.offset, w.len);
+        if self.has_own(object) {
+            return Ok(());
+        }
         if self.is_raw(object) {
             let zeros = [0; 4096];
             if let Some(cmb) = self.cmb.as_ref() {
@@ -375,9 +384,8 @@ impl Windows {
         }
         let mut bounce = std::mem::take(&mut self.bounce);
         bounce.resize(len, 0);
-        let done = backing
-            .read_to_host(object, offset, &mut bounce)
-            .map_err(WindowsError::from)
+        let done = self
+            .read_behind(object, offset, &mut bounce, backing)
             .and_then(|()| Ok(self.host_file(object)?.write(at, &bounce)?));
         self.bounce = bounce;
         self.counters.add(Path::HostCache, why, len);
@@ -441,7 +449,7 @@ impl Windows {
             let n = (into.len() - done).min(size as usize - within);
             let index = self.objects.get(&object).and_then(|o| o.windows.get(&(at / size))).copied();
             let resident = index.and_then(|i| self.window(i)).filter(|w| {
-                let lost = w.home == Home::Cmb && self.device_moved();
+                let lost = w.home == Home::Cmb && self.reset_matters(object);
                 w.home != Home::None && !lost && w.moving.as_ref().is_none_or(|m| !m.discards())
             });
             if let Some(w) = resident {
@@ -454,7 +462,7 @@ impl Windows {
                 into[done..done + n].fill(0);
             } else {
                 let mut pages = vec![0; (within % 4096 + n).next_multiple_of(4096)];
-                backing.read_to_host(object, at / 4096 * 4096, &mut pages)?;
+                self.read_behind(object, at / 4096 * 4096, &mut pages, backing)?;
                 into[done..done + n].copy_from_slice(&pages[within % 4096..within % 4096 + n]);
             }
             done += n;

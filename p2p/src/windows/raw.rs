@@ -4,7 +4,6 @@
 //! else, and a move that would lose their bytes is refused. A reset of the device costs what was in the CMB.
 
 use super::{ObjectOptions, Windows, WindowsError};
-use crate::layout::Home;
 
 impl Windows {
     /// Registers `len` bytes of raw memory as an object. All raw memory together is at most half of the host cache, so that it can
@@ -37,10 +36,6 @@ impl Windows {
     pub(super) fn keep_raw(&mut self, index: u32) {
         let Some(w) = self.window(index) else { return };
         let (key, len, home) = (w.key(), w.len as u64, w.home);
-        match (home, self.cmb.as_mut()) {
-            (Home::Cmb, Some(cmb)) => cmb.policy.insert(key, len),
-            (Home::Host, _) => self.host_policy.insert(key, len),
-            _ => {}
-        }
+        self.enlist(home, key, len);
     }
 }

@@ -175,7 +175,9 @@ impl Windows {
         now: u64,
     ) -> Result<Ticket, WindowsError> {
         let windows = self.slots_in(object, bytes);
-        Ok(self.request_all(&windows, Home::None, true, Reason::Revoked, backing, now))
+        // What is in device memory of its own is there, wanted or not.
+        let discard = !self.has_own(object);
+        Ok(self.request_all(&windows, Home::None, discard, Reason::Revoked, backing, now))
     }
 
     /// How far a revocation is; `None` for a ticket that is spent or never was.

@@ -85,7 +85,8 @@ impl Windows {
     /// A window has gone to the CMB, and nobody claims the host pages that it left: they become its spare, if it may have one.
     /// `stale` is any set of its size.
     pub(super) fn keep_spare(&mut self, old: &PagesOut, mut stale: PageSet) -> bool {
-        let wanted = self.placement_of(old.window) != Some(Placement::CmbOnly);
+        // What a device stores in its own memory is noted by nobody.
+        let wanted = self.placement_of(old.window) != Some(Placement::CmbOnly) && !self.has_own(old.object);
         let Some(w) = self.windows.get_mut(old.window as usize).and_then(Option::as_deref_mut) else {
             return false;
         };

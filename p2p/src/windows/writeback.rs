@@ -113,10 +113,11 @@ impl Windows {
         backing: &mut dyn Backing,
     ) -> Result<(u64, u64), WindowsError> {
         let Some(w) = self.window(index) else { return Ok((0, 0)) };
-        let (object, home, at) = (w.object, w.home, w.at);
+        let (object, first, home, at) = (w.object, w.offset, w.home, w.at);
         let (from, len) = (run.start * 4096, run.len() * 4096);
-        let offset = w.offset + from as u64;
-        if home == Home::None {
+        let offset = first + from as u64;
+        if home == Home::None || home == Home::Cmb && self.has_own(object) {
+            // In device memory of its own they are where they belong.
             return Ok((0, 0));
         }
         if home == Home::Cmb && self.device_moved() {
@@ -145,7 +146,7 @@ impl Windows {
         let place = Place::new(home, at, 0).unwrap_or(Place::NONE);
         let done = self
             .read_place(object, place, from, &mut bounce)
-            .and_then(|()| Ok(backing.write_from_host(object, offset, &bounce)?));
+            .and_then(|()| self.write_behind(object, (first, from as u64), &bounce, backing));
         self.bounce = bounce;
         done?;
         self.counters.add(path, why, len);
