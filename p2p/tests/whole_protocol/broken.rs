@@ -3,7 +3,7 @@
 use stateright::{Checker, HasDiscoveries, Model};
 
 use crate::protocol::Protocol;
-use crate::searches::SMALL;
+use crate::searches::{RESET, SMALL};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Broken {
@@ -21,6 +21,20 @@ pub enum Broken {
     NoRecheck,
     EvictionRecalls,
     FreedUnderLayout,
+    AnnouncedLate,
+    PlaceNotStamped,
+    BorrowForgetsDevice,
+    CopyBelieved,
+    PromotedIntoLost,
+    LostBytesWritten,
+    ReadingPeerOutlivesReset,
+    WritingPeerOutlivesReset,
+    PeerDoesNotLookAgain,
+    LossNotCounted,
+    LossClearedByCommit,
+    LossToldAgain,
+    CommandOutlivesReset,
+    SweepForgotten,
 }
 
 #[track_caller]
@@ -64,4 +78,33 @@ fn drive_and_truncation() {
     noticed(Broken::NoCommandClaim, Protocol { time_outs: 1, fills: 1, sections: [1, 0], ..SMALL });
     noticed(Broken::EvictionRecalls, Protocol { truncations: 1, sections: [0, 0], ..SMALL });
     noticed(Broken::FreedUnderLayout, Protocol { truncations: 1, sections: [0, 0], ..SMALL });
+}
+
+#[test]
+fn a_reset_and_those_who_read() {
+    let one = Protocol { sections: [0, 0], ..RESET };
+    noticed(Broken::AnnouncedLate, Protocol { reads: 1, ..one });
+    noticed(Broken::PlaceNotStamped, Protocol { reads: 2, revocations: 2, ..one });
+    noticed(Broken::BorrowForgetsDevice, Protocol { sections: [1, 0], borrows: true, ..one });
+    noticed(Broken::SweepForgotten, Protocol { reads: 1, resets: 0, announcements: 1, ..one });
+    let peer = Protocol { peer_reads: 2, ..RESET };
+    noticed(Broken::ReadingPeerOutlivesReset, peer.clone());
+    noticed(Broken::PeerDoesNotLookAgain, peer);
+}
+
+#[test]
+fn a_reset_and_what_the_server_copies() {
+    noticed(Broken::CopyBelieved, Protocol { reads: 1, ..RESET });
+    noticed(Broken::PromotedIntoLost, Protocol { revocations: 2, ..RESET });
+    noticed(Broken::LostBytesWritten, RESET);
+    noticed(Broken::CommandOutlivesReset, Protocol { time_outs: 1, fills: 1, ..RESET });
+}
+
+#[test]
+fn a_reset_and_what_is_told() {
+    let telling = Protocol { commits: 2, ..RESET };
+    noticed(Broken::LossNotCounted, telling.clone());
+    noticed(Broken::LossClearedByCommit, telling.clone());
+    noticed(Broken::LossToldAgain, telling.clone());
+    noticed(Broken::WritingPeerOutlivesReset, Protocol { peer_writes: 2, sections: [1, 0], ..telling });
 }

@@ -3,7 +3,7 @@
 use stateright::{Model, Property};
 
 use crate::broken::Broken;
-use crate::state::{At, Client, Owner, POISON, Peer, Phase, Reader, Slot, State, Want};
+use crate::state::{At, Client, DRIVE, Owner, PLACES, POISON, Peer, Phase, Reader, Reset, Slot, State, Want};
 
 /// One step of one party.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,6 +31,16 @@ pub enum Do {
     ReadLands,
     /// A command that timed out is through, or its controller was reset.
     LateCommand,
+    /// The driver is about to reset the device, and moves the device generation.
+    Announce,
+    /// The reset: what is in the CMB is lost, and no command is out any more.
+    Lose,
+    /// The server deals with it.
+    Notice,
+    /// A mass revocation: the device generation moves, and nothing is lost.
+    AnnounceAll,
+    /// The window follows the mass revocation.
+    Sweep,
     /// The last layout comes back, and no command is out: the cut blocks are freed.
     ReturnLayout,
 }
@@ -50,40 +60,72 @@ pub struct Protocol {
     pub peer_writes: u8,
     pub peer_reads: u8,
     pub time_outs: u8,
+    pub resets: u8,
+    pub announcements: u8,
+    /// Which places are in the CMB; none where that makes no difference.
+    pub cmb: [bool; PLACES],
     pub broken: Broken,
 }
 
 impl Protocol {
     fn may_fail(s: &State) -> bool {
-        s.time_outs > 0 && s.command.is_none()
+        // The driver resets before it gives up: a command that is given up between a reset and its notice is out no longer.
+        s.time_outs > 0 && s.command.is_none() && !s.unnoticed()
     }
 
     /// What others may ask of the server now.
     fn requests(s: &State, actions: &mut Vec<Do>) {
         let (may_fail, idle) = (Self::may_fail(s), s.phase == Phase::Idle);
+        // One that has nothing to write may have something to tell.
+        if s.commits > 0 && (s.would_write() || s.has_kinds()) {
+            actions.push(Do::Commit(false));
+            if may_fail && s.would_write() {
+                actions.push(Do::Commit(true));
+            }
+        }
         if s.home.is_some() {
             if s.revocations > 0 {
                 actions.extend([Do::Revoke(Want::Elsewhere, false), Do::Revoke(Want::Nowhere, false)]);
+                if s.has_kinds() {
+                    actions.push(Do::Revoke(Want::Promote, false));
+                }
                 if may_fail && idle && s.would_write() {
                     actions.push(Do::Revoke(Want::Nowhere, true));
-                }
-            }
-            if s.commits > 0 && s.would_write() {
-                actions.push(Do::Commit(false));
-                if may_fail {
-                    actions.push(Do::Commit(true));
                 }
             }
             if s.truncations > 0 {
                 actions.push(Do::Truncate);
             }
-        } else if s.fills > 0
-            && let Some(page) = (0..).zip(&s.owner).find(|(_, o)| **o == Owner::Free).map(|(p, _)| p)
-        {
-            actions.push(Do::Fill(page, false));
-            if may_fail {
-                actions.push(Do::Fill(page, true));
+        } else if s.fills > 0 {
+            for cmb in [false, true] {
+                let Some(page) = s.first_free(cmb) else { continue };
+                actions.push(Do::Fill(page, false));
+                if may_fail {
+                    actions.push(Do::Fill(page, true));
+                }
             }
+        }
+        if s.announcements > 0 && s.home.is_some() {
+            actions.push(Do::AnnounceAll);
+        }
+        if s.sweep {
+            actions.push(Do::Sweep);
+        }
+        if s.reset == Reset::Lost {
+            actions.push(Do::Notice);
+        }
+    }
+
+    /// A reset comes when it comes. It is announced first.
+    fn resets(&self, s: &State, actions: &mut Vec<Do>) {
+        let (first, second) = match self.broken {
+            Broken::AnnouncedLate => (Do::Lose, Do::Announce),
+            _ => (Do::Announce, Do::Lose),
+        };
+        match s.reset {
+            Reset::None if s.resets > 0 => actions.push(first),
+            Reset::Announced => actions.push(second),
+            _ => {}
         }
     }
 }
@@ -93,8 +135,13 @@ impl Model for Protocol {
     type Action = Do;
 
     fn init_states(&self) -> Vec<State> {
-        let client =
-            |n: usize| Client { at: At::Out, slot: Slot::Idle, note: None, sections: self.sections[n] };
+        let client = |n: usize| Client {
+            at: At::Out,
+            slot: Slot::Idle,
+            note: None,
+            old: false,
+            sections: self.sections[n],
+        };
         let peer = |dmas| Peer { mapped: None, flying: None, maps: dmas, dmas };
         let state = State {
             frozen: false,
@@ -102,6 +149,7 @@ impl Model for Protocol {
             home: Some(0),
             pages: [0, POISON, POISON],
             owner: [Owner::Window, Owner::Free, Owner::Free],
+            cmb: self.cmb,
             drive: 0,
             dirty: false,
             bit: false,
@@ -109,11 +157,18 @@ impl Model for Protocol {
             dest: None,
             changed: false,
             discard: false,
+            by_reset: false,
             next: None,
-            cut_next: false,
             truncating: false,
             clients: [client(0), client(1)],
+            reset: Reset::None,
+            stale: false,
+            sweep: false,
+            losses: false,
+            owed: false,
+            excuse: false,
             newest: 0,
+            promised: 0,
             reader: Reader::Idle,
             writing_peer: peer(self.peer_writes),
             reading_peer: peer(self.peer_reads),
@@ -127,6 +182,8 @@ impl Model for Protocol {
             truncations: self.truncations,
             deaths: self.deaths,
             time_outs: self.time_outs,
+            resets: self.resets,
+            announcements: self.announcements,
             wrong: None,
         };
         vec![state.normal()]
@@ -155,6 +212,7 @@ impl Model for Protocol {
         if !busy {
             Self::requests(s, actions);
         }
+        self.resets(s, actions);
         for (c, client) in s.clients.iter().enumerate() {
             match client.at {
                 At::Out if client.sections == 0 => {}
@@ -182,7 +240,9 @@ impl Model for Protocol {
             (&s.writing_peer, Do::MapWriter, Do::PeerWrites, Do::WriteLands),
             (&s.reading_peer, Do::MapReader, Do::PeerReads, Do::ReadLands),
         ] {
-            if peer.maps > 0 && peer.mapped.is_none() && idle && s.home.is_some() {
+            // Whoever asks for a mapping has the server notice a reset first; only the CMB is mapped for peers.
+            let open = !s.unnoticed() && !s.stale && (!s.has_kinds() || s.in_cmb(s.home));
+            if peer.maps > 0 && peer.mapped.is_none() && idle && s.home.is_some() && open {
                 actions.push(map);
             }
             // A writing peer is told to stop with the freeze.
@@ -211,12 +271,13 @@ impl Model for Protocol {
 
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
-            Property::<Self>::always("P1, P2 and P7", |_, s| s.wrong.is_none()),
+            Property::<Self>::always("P1, P2 and P7; a loss is told", |_, s| s.wrong.is_none()),
             Property::<Self>::always("P3: a move always can go on, whoever is silent", |m, s| {
-                let server = [Do::Freeze, Do::Drained, Do::LastCopy(false), Do::Publish];
+                let server = [Do::Freeze, Do::Drained, Do::LastCopy(false), Do::Publish, Do::Notice];
                 let mut actions = Vec::new();
                 m.actions(s, &mut actions);
-                s.phase == Phase::Idle
+                // In the middle of a reset the server waits for its driver.
+                (s.phase == Phase::Idle || s.reset == Reset::Announced)
                     || s.wrong.is_some()
                     || actions.iter().any(|a| server.contains(a) && m.next_state(s, *a).is_some())
             }),
@@ -224,6 +285,17 @@ impl Model for Protocol {
                 let claims =
                     |mask: u8| (0..2).any(|c: usize| mask & (1 << c) != 0 && s.clients[c].at == At::Out);
                 !s.owner.iter().any(|o| matches!(o, Owner::Quarantined(m) if claims(*m)))
+            }),
+            Property::<Self>::always(
+                "P3: after a reset nothing waits for a command that was given up",
+                |_, s| {
+                    let waits = |o: &Owner| matches!(o, Owner::Quarantined(m) if m & DRIVE != 0);
+                    s.command.is_some() || s.unnoticed() || !s.owner.iter().any(waits)
+                },
+            ),
+            Property::<Self>::always("whoever asks is not kept out for ever", |_, s| {
+                let dealt_with = s.phase == Phase::Idle && !s.sweep && !s.unnoticed();
+                !dealt_with || s.home.is_none() || !s.stale
             }),
             Property::<Self>::always("nothing published is lost", |_, s| match (s.phase, s.home) {
                 (Phase::Idle | Phase::Copied, Some(home)) => s.pages[home as usize] >= s.newest,

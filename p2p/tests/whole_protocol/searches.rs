@@ -5,6 +5,7 @@ use stateright::{Checker, Model};
 use crate::broken::Broken;
 use crate::exhaust::exhaust;
 use crate::protocol::Protocol;
+use crate::state::PLACES;
 
 /// Two writers and two revokers.
 pub const SMALL: Protocol = Protocol {
@@ -19,6 +20,9 @@ pub const SMALL: Protocol = Protocol {
     peer_writes: 0,
     peer_reads: 0,
     time_outs: 0,
+    resets: 0,
+    announcements: 0,
+    cmb: [false; PLACES],
     broken: Broken::Nothing,
 };
 
@@ -35,8 +39,14 @@ const ALL: Protocol = Protocol {
     peer_writes: 1,
     peer_reads: 1,
     time_outs: 1,
+    resets: 0,
+    announcements: 0,
+    cmb: [false; PLACES],
     broken: Broken::Nothing,
 };
+
+/// Two writers, a revocation and a reset, over two places in the CMB and one in the host cache.
+pub const RESET: Protocol = Protocol { revocations: 1, resets: 1, cmb: [true, true, false], ..SMALL };
 
 fn holds(name: &str, model: Protocol) {
     let checker = model.checker().spawn_bfs().join();
@@ -75,6 +85,43 @@ fn a_command_that_times_out() {
     holds("time-out", model);
 }
 
+#[test]
+fn a_reset_and_writers() {
+    holds("reset, writers", Protocol { reads: 1, commits: 1, ..RESET });
+}
+
+#[test]
+fn a_reset_borrowers_and_deaths() {
+    holds(
+        "reset, borrowers",
+        Protocol { borrows: true, deaths: 1, fills: 1, sections: [2, 0], reads: 1, ..RESET },
+    );
+}
+
+#[test]
+fn a_reset_and_peers() {
+    let model = Protocol { peer_writes: 1, peer_reads: 1, sections: [1, 0], commits: 1, reads: 1, ..RESET };
+    holds("reset, peers", model);
+}
+
+#[test]
+fn a_reset_and_a_command_that_times_out() {
+    let model = Protocol { time_outs: 1, fills: 1, commits: 1, sections: [1, 0], reads: 1, ..RESET };
+    holds("reset, time-out", model);
+}
+
+#[test]
+fn two_resets_and_a_mass_revocation() {
+    let model =
+        Protocol { resets: 2, announcements: 1, commits: 1, reads: 1, fills: 1, sections: [1, 0], ..RESET };
+    holds("two resets and a mass revocation", model);
+}
+
+#[test]
+fn a_reset_and_a_truncation() {
+    holds("reset, truncation", Protocol { truncations: 1, commits: 1, reads: 1, sections: [1, 0], ..RESET });
+}
+
 /// Everybody at once, with one client.
 #[test]
 fn everybody_and_one_client() {
@@ -102,4 +149,13 @@ fn the_large_search_notices_too() {
 fn everything_at_once() {
     let searched = exhaust(&ALL);
     println!("everything: {} states, {} steps, depth {}", searched.states, searched.steps, searched.depth);
+}
+
+/// Everybody at once with a reset and a mass revocation, and one client.
+#[test]
+#[ignore = "minutes: cargo test --profile test-fast -p p2p --test whole_protocol -- --ignored --nocapture"]
+fn everything_at_once_and_a_reset() {
+    let model = Protocol { resets: 1, announcements: 1, cmb: RESET.cmb, sections: [1, 0], ..ALL };
+    let searched = exhaust(&model);
+    println!("with a reset: {} states, {} steps, depth {}", searched.states, searched.steps, searched.depth);
 }

@@ -7,6 +7,8 @@
 
 pub const PLACES: usize = 3;
 pub const POISON: u8 = 0xff;
+/// What a reset leaves in a place of the CMB. Stores into it do not make it whole again.
+pub const LEFT: u8 = 0xfe;
 /// The claim of a drive command on quarantined pages; those of clients are the bits of their slots.
 pub const DRIVE: u8 = 0x80;
 
@@ -50,6 +52,8 @@ pub struct Client {
     pub slot: Slot,
     /// The place that its borrow is of; none while that is not known.
     pub note: Option<u8>,
+    /// A borrow: the device generation has moved since it looked.
+    pub old: bool,
     /// Sections or borrows that it may still begin.
     pub sections: u8,
 }
@@ -91,8 +95,21 @@ pub struct Peer {
 /// What a revocation wants. The stronger wish wins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Want {
+    /// The CMB. Where places are told apart only.
+    Promote,
+    /// The host cache; any other place where they are not told apart.
     Elsewhere,
     Nowhere,
+}
+
+/// How far a reset of the device is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reset {
+    None,
+    /// The device generation has moved.
+    Announced,
+    /// What was in the CMB is lost. The server has not noticed.
+    Lost,
 }
 
 /// A drive command that has not completed.
@@ -112,6 +129,8 @@ pub struct State {
     pub home: Option<u8>,
     pub pages: [u8; PLACES],
     pub owner: [Owner; PLACES],
+    /// Which places are in the CMB; none where that makes no difference.
+    pub cmb: [bool; PLACES],
     pub drive: u8,
     /// Known to the server.
     pub dirty: bool,
@@ -122,15 +141,29 @@ pub struct State {
     pub dest: Option<u8>,
     pub changed: bool,
     pub discard: bool,
+    /// It discards what a reset left.
+    pub by_reset: bool,
     pub next: Option<Want>,
-    /// The next one discards.
-    pub cut_next: bool,
     /// A truncation was asked for and is not through.
     pub truncating: bool,
+
+    pub reset: Reset,
+    /// The place carries the stamp of an earlier device generation.
+    pub stale: bool,
+    /// Of a mass revocation: the window has still to follow.
+    pub sweep: bool,
+    /// The server counted lost pages, and has told nobody yet.
+    pub losses: bool,
+    /// The truth: a reset took what was published, and nobody was told.
+    pub owed: bool,
+    /// The truth: a reset found the window in the CMB, so that there may be something to tell.
+    pub excuse: bool,
 
     pub clients: [Client; 2],
     /// The newest version that was published, or that any reader has accepted.
     pub newest: u8,
+    /// The newest version that was published.
+    pub promised: u8,
     pub reader: Reader,
     pub writing_peer: Peer,
     pub reading_peer: Peer,
@@ -148,10 +181,26 @@ pub struct State {
     pub truncations: u8,
     pub deaths: u8,
     pub time_outs: u8,
+    pub resets: u8,
+    pub announcements: u8,
     pub wrong: Option<&'static str>,
 }
 
 impl State {
+    /// Whether places of the CMB are told from others.
+    pub fn has_kinds(&self) -> bool {
+        self.cmb.contains(&true)
+    }
+
+    pub fn in_cmb(&self, place: Option<u8>) -> bool {
+        place.is_some_and(|p| self.cmb[p as usize])
+    }
+
+    /// A reset was announced that the server has not dealt with.
+    pub fn unnoticed(&self) -> bool {
+        self.reset != Reset::None
+    }
+
     /// A version that nothing has had.
     pub fn fresh(&self) -> u8 {
         // In normal form the versions are 0, 1, 2 and so on.
@@ -163,9 +212,10 @@ impl State {
 
     /// Every version in it.
     fn versions(&mut self, mut each: impl FnMut(&mut u8)) {
-        self.pages.iter_mut().filter(|v| **v != POISON).for_each(&mut each);
+        self.pages.iter_mut().filter(|v| **v < LEFT).for_each(&mut each);
         each(&mut self.drive);
         each(&mut self.newest);
+        each(&mut self.promised);
         if let Reader::Looked { floor, .. } = &mut self.reader {
             each(floor);
         }
@@ -206,8 +256,8 @@ impl State {
             self.changed = false;
         }
         for page in 0..PLACES {
-            if matches!(self.owner[page], Owner::Quarantined(_)) {
-                // Of those who still look there, none cares for more than that it is not poison.
+            if matches!(self.owner[page], Owner::Quarantined(_)) && self.pages[page] < LEFT {
+                // Of those who still look there, none cares for more than that it is not poison, nor what a reset left.
                 self.pages[page] = self.drive;
             }
         }
@@ -217,6 +267,16 @@ impl State {
             {
                 *v = self.newest;
             }
+        }
+        for client in &mut self.clients {
+            client.old &= client.slot == Slot::Borrow && client.at != At::Announced;
+        }
+        if self.resets == 0 && !self.unnoticed() {
+            // There is no more that can be lost.
+            self.promised = self.newest;
+        }
+        if self.commits == 0 {
+            (self.losses, self.owed) = (false, false);
         }
         for peer in [&mut self.writing_peer, &mut self.reading_peer] {
             if peer.mapped.is_none() && peer.maps == 0 {
@@ -261,7 +321,7 @@ impl State {
         order.sort_by_key(|p| {
             let p = *p as usize;
             let is = |place: Option<u8>| place == Some(p as u8);
-            (!is(self.home), !is(self.dest), self.owner[p], self.pages[p], mentioned[p])
+            (!is(self.home), !is(self.dest), self.owner[p], self.cmb[p], self.pages[p], mentioned[p])
         });
         let mut new_name = [0u8; PLACES];
         for (name, old) in order.iter().enumerate() {
@@ -270,6 +330,7 @@ impl State {
         if new_name != [0, 1, 2] {
             self.pages = order.map(|old| self.pages[old as usize]);
             self.owner = order.map(|old| self.owner[old as usize]);
+            self.cmb = order.map(|old| self.cmb[old as usize]);
             self.places(|p| *p = new_name[*p as usize]);
         }
         self

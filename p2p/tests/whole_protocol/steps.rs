@@ -8,28 +8,50 @@
 
 use crate::broken::Broken;
 use crate::protocol::{Do, Protocol};
-use crate::state::{At, Command, DRIVE, Owner, POISON, Peer, Phase, Reader, Slot, State, Want};
+use crate::state::{At, Command, DRIVE, LEFT, Owner, POISON, Peer, Phase, Reader, Reset, Slot, State, Want};
 
 impl State {
-    fn free(&mut self, page: u8) {
+    pub fn free(&mut self, page: u8) {
         self.owner[page as usize] = Owner::Free;
         self.pages[page as usize] = POISON;
     }
 
-    fn first_free(&self) -> Option<u8> {
-        (0..).zip(&self.owner).find(|(_, o)| **o == Owner::Free).map(|(p, _)| p)
+    /// A free place, in the CMB or not.
+    pub fn first_free(&self, cmb: bool) -> Option<u8> {
+        (0..)
+            .zip(&self.owner)
+            .find(|(p, o)| **o == Owner::Free && self.in_cmb(Some(*p)) == cmb)
+            .map(|(p, _)| p)
     }
 
-    fn store(&mut self, page: u8, who: &'static str) -> u8 {
+    /// Somebody is told that this version is in the window.
+    pub fn publish_version(&mut self, version: u8) {
+        if self.by_reset && version > self.drive {
+            // It went where a reset had been, and the window is given up already. A truncation is newer.
+            self.owed |= !self.truncating;
+            return;
+        }
+        self.newest = self.newest.max(version);
+        self.promised = self.promised.max(version);
+    }
+
+    /// What the server reads from this place now is not to be believed.
+    pub fn is_doubtful(&self, place: u8) -> bool {
+        self.in_cmb(Some(place)) && self.unnoticed()
+    }
+
+    pub fn store(&mut self, page: u8, who: &'static str) -> u8 {
         if self.owner[page as usize] == Owner::Free {
             self.wrong = Some(who);
         }
         let version = self.fresh();
-        self.pages[page as usize] = version;
+        if self.pages[page as usize] != LEFT {
+            self.pages[page as usize] = version;
+        }
         version
     }
 
-    fn harvest(&mut self) {
+    pub fn harvest(&mut self) {
         if std::mem::take(&mut self.bit) {
             self.dirty = true;
             self.changed = true;
@@ -37,7 +59,7 @@ impl State {
     }
 
     /// The server looks at what this client may still do no more: its slot changed, or it is dead for sure.
-    fn answered(&mut self, client: usize) {
+    pub fn answered(&mut self, client: usize) {
         let bit = 1 << client;
         if let Phase::Draining(m) | Phase::Drained(m) | Phase::Stuck(m) | Phase::LastCopied(m) =
             &mut self.phase
@@ -47,7 +69,7 @@ impl State {
         self.drop_claims(bit);
     }
 
-    fn drop_claims(&mut self, claims: u8) {
+    pub fn drop_claims(&mut self, claims: u8) {
         for page in 0..self.owner.len() {
             if let Owner::Quarantined(m) = &mut self.owner[page] {
                 *m &= !claims;
@@ -58,9 +80,9 @@ impl State {
         }
     }
 
-    fn leave(&mut self, client: usize) {
+    pub fn leave(&mut self, client: usize) {
         let c = &mut self.clients[client];
-        (c.slot, c.at, c.note) = (Slot::Idle, At::Out, None);
+        (c.slot, c.at, c.note, c.old) = (Slot::Idle, At::Out, None, false);
         self.answered(client);
     }
 
@@ -71,284 +93,15 @@ impl State {
 }
 
 impl Protocol {
-    fn raise(&self, s: &mut State) {
+    pub fn raise(&self, s: &mut State) {
         if self.broken != Broken::NoRecheck {
             s.reader = Reader::Idle;
         }
     }
 
-    /// False: the command did not complete, and the drive may look at the page again. It has not been told anything newer by then: the
-    /// driver resets the controller before it gives up on a command.
-    fn write_back(&self, s: &mut State, late: bool) -> bool {
-        s.harvest();
-        let Some(home) = s.home else { return true };
-        if s.discard && self.broken != Broken::NoDiscard {
-            s.dirty = false;
-            return true;
-        }
-        if s.writing_peer.mapped.is_some() {
-            s.dirty = true;
-        }
-        if !s.dirty {
-            return true;
-        }
-        if s.truncating && s.discard {
-            s.wrong = Some("P7: truncated bytes reach the drive");
-        }
-        if late {
-            s.time_outs -= 1;
-            s.command = Some(Command { page: home, fills: false });
-            return false;
-        }
-        s.drive = s.pages[home as usize];
-        s.dirty = false;
-        true
-    }
-
-    fn begin(&self, s: &mut State, want: Want, discard: bool, late: bool) {
-        if self.broken == Broken::EvictionRecalls && want == Want::Nowhere {
-            s.layout = false;
-        }
-        let Some(home) = s.home else { return };
-        s.discard = discard;
-        s.harvest();
-        s.changed = false;
-        s.dest = if want == Want::Elsewhere { s.first_free() } else { None };
-        if let Some(d) = s.dest {
-            s.owner[d as usize] = Owner::Window;
-            s.pages[d as usize] = s.pages[home as usize];
-        } else if !self.write_back(s, late) {
-            // Given up before anything was frozen.
-            s.discard = false;
-            return;
-        }
-        s.phase = Phase::Copied;
-    }
-
-    fn request(&self, s: &mut State, want: Want, discard: bool, late: bool) {
-        if s.phase == Phase::Idle {
-            return self.begin(s, want, discard, late);
-        }
-        if discard {
-            // From now on nothing of it may reach the drive.
-            s.discard = true;
-            s.dirty = false;
-        }
-        s.next = s.next.max(Some(want));
-        s.cut_next |= discard;
-    }
-
-    fn go_on(&self, s: &mut State) {
-        s.phase = Phase::Idle;
-        (s.dest, s.changed, s.discard) = (None, false, false);
-        if let Some(want) = s.next.take() {
-            let cut = std::mem::take(&mut s.cut_next);
-            if s.home.is_some() {
-                self.begin(s, want, cut, false);
-            } else if cut {
-                self.cut(s);
-            }
-        }
-    }
-
-    /// The truncation is through, and acknowledged: a new version, which the drive has.
-    fn cut(&self, s: &mut State) {
-        (s.dirty, s.truncating, s.recalled) = (false, false, true);
-        if self.broken == Broken::FreedUnderLayout && (s.layout || s.command.is_some()) {
-            s.wrong = Some("P7: blocks are freed under a layout or a command");
-        }
-        let version = s.fresh();
-        (s.drive, s.newest) = (version, version);
-    }
-
-    fn unmap(peer: &mut Peer) {
+    pub fn unmap(peer: &mut Peer) {
         // What is under way there faults.
         (peer.mapped, peer.flying) = (None, None);
-    }
-
-    /// Step 3 is over: those who are still out are fenced.
-    fn drained(&self, s: &mut State, waiting: u8) {
-        let fenced = if self.broken == Broken::NoDrain { 0 } else { waiting };
-        for c in (0..2).filter(|c| fenced & (1 << c) != 0) {
-            s.clients[c].slot = Slot::Fenced;
-        }
-        if s.writing_peer.mapped.is_some() {
-            (s.changed, s.dirty) = (true, true);
-            if self.broken != Broken::PeerStays {
-                Self::unmap(&mut s.writing_peer);
-            }
-        }
-        s.harvest();
-        if fenced != 0 {
-            (s.changed, s.dirty) = (true, true);
-            if self.broken != Broken::NoHide {
-                s.place = None;
-                self.raise(s);
-            }
-            if self.broken != Broken::ReadingPeerSeesLateStores {
-                Self::unmap(&mut s.reading_peer);
-            }
-        }
-        s.phase = Phase::Drained(fenced);
-    }
-
-    fn last_copy(&self, s: &mut State, fenced: u8, late: bool) {
-        if let (Some(d), Some(home)) = (s.dest, s.home) {
-            if s.changed {
-                s.pages[d as usize] = s.pages[home as usize];
-            }
-        } else if !self.write_back(s, late) {
-            if fenced != 0 {
-                // Reopened at its old place it would take the fenced writer's late stores.
-                s.phase = Phase::Stuck(fenced);
-                return;
-            }
-            (s.frozen, s.place) = (false, s.home);
-            self.raise(s);
-            return self.go_on(s);
-        }
-        s.phase = Phase::LastCopied(fenced);
-    }
-
-    fn publish(&self, s: &mut State, fenced: u8) {
-        Self::unmap(&mut s.reading_peer);
-        let old = s.home;
-        (s.place, s.home) = (s.dest, s.dest);
-        s.frozen = false;
-        self.raise(s);
-        if s.dest.is_none() {
-            s.dirty = false;
-        }
-        if s.discard {
-            s.dirty = false;
-            if s.dest.is_none() && s.truncating {
-                self.cut(s);
-            }
-        }
-        let mut claims = if self.broken == Broken::NoFenceClaim { 0 } else { fenced };
-        for (c, client) in s.clients.iter().enumerate() {
-            let here = client.note.is_none() || client.note == old;
-            let borrowed = client.slot == Slot::Borrow && here;
-            if borrowed && self.broken != Broken::NoBorrowClaim {
-                claims |= 1 << c;
-            }
-        }
-        if s.command.is_some_and(|c| Some(c.page) == old) && self.broken != Broken::NoCommandClaim {
-            claims |= DRIVE;
-        }
-        if let Some(page) = old {
-            if claims == 0 { s.free(page) } else { s.owner[page as usize] = Owner::Quarantined(claims) }
-        }
-        self.go_on(s);
-    }
-
-    fn fill(&self, s: &mut State, page: u8, late: bool) {
-        s.fills -= 1;
-        if late {
-            s.time_outs -= 1;
-            s.owner[page as usize] = Owner::Quarantined(DRIVE);
-            if self.broken == Broken::NoCommandClaim {
-                s.free(page);
-            }
-            s.command = Some(Command { page, fills: true });
-            return;
-        }
-        s.owner[page as usize] = Owner::Window;
-        s.pages[page as usize] = s.drive;
-        (s.place, s.home) = (Some(page), Some(page));
-        s.dirty = false;
-        self.raise(s);
-    }
-
-    fn client(&self, s: &mut State, c: usize) {
-        let client = &mut s.clients[c];
-        match client.at {
-            At::Out | At::Dead => {}
-            At::Announced => match s.place {
-                Some(p) if client.slot == Slot::Borrow => client.at = At::Seen(p),
-                Some(p) if !s.frozen => {
-                    client.at = if self.broken == Broken::NoLookBack { At::In(p) } else { At::Seen(p) };
-                }
-                _ => s.leave(c),
-            },
-            At::Seen(p) => match client.slot {
-                Slot::Borrow => {
-                    client.note = Some(p);
-                    client.at = At::Borrowing(p);
-                }
-                Slot::Write => client.at = At::In(p),
-                _ => s.leave(c),
-            },
-            At::In(p) => {
-                let v = s.store(p, "P2: a late store");
-                s.clients[c].at = At::Stored(v);
-            }
-            At::Stored(v) => {
-                client.at = At::Marked(v);
-                s.bit = true;
-            }
-            At::Marked(v) => {
-                if client.slot == Slot::Write {
-                    s.newest = s.newest.max(v);
-                }
-                s.leave(c);
-            }
-            At::Borrowing(p) => {
-                if s.pages[p as usize] == POISON {
-                    s.wrong = Some("P2: a borrowed page was reused");
-                }
-                s.leave(c);
-            }
-        }
-    }
-
-    fn reap(&self, s: &mut State, c: usize) {
-        let client = &mut s.clients[c];
-        let open = matches!(client.slot, Slot::Write | Slot::Fenced);
-        let active = client.slot == Slot::Write;
-        (client.at, client.slot, client.note, client.sections) = (At::Out, Slot::Idle, None, 0);
-        if open && self.broken != Broken::DeadIsClean {
-            // The pidfd says so: no more stores. It may have stored without saying so.
-            s.dirty |= (active || s.phase != Phase::Idle) && s.home.is_some();
-            s.changed |= s.phase != Phase::Idle;
-        }
-        s.answered(c);
-    }
-
-    fn accept(s: &mut State, value: u8, floor: u8) {
-        if value == POISON {
-            s.wrong = Some("P1: a reader accepted another's bytes");
-        } else if value < floor {
-            s.wrong = Some("P1: a reader accepted stale bytes");
-        } else {
-            s.newest = s.newest.max(value);
-        }
-    }
-
-    fn read(&self, s: &mut State) {
-        match s.reader {
-            Reader::Idle => {
-                s.reads -= 1;
-                if let Some(place) = s.place {
-                    s.reader = Reader::Looked { place, floor: s.newest };
-                }
-            }
-            Reader::Looked { place, floor } => {
-                s.reader = Reader::Idle;
-                Self::accept(s, s.pages[place as usize], floor);
-            }
-        }
-    }
-
-    fn peer_lands(s: &mut State, writing: bool) {
-        let peer = if writing { &mut s.writing_peer } else { &mut s.reading_peer };
-        let (Some(page), Some(floor)) = (peer.mapped, peer.flying.take()) else { return };
-        if writing {
-            let v = s.store(page, "P2: a late DMA");
-            s.newest = s.newest.max(v);
-        } else {
-            Self::accept(s, s.pages[page as usize], floor);
-        }
     }
 
     /// What becomes of the world.
@@ -360,12 +113,13 @@ impl Protocol {
             }
             Do::Truncate => {
                 s.truncations -= 1;
-                s.truncating = true;
+                // What it cuts is nobody's loss any more.
+                (s.truncating, s.owed) = (true, false);
                 self.request(s, Want::Nowhere, true, false);
             }
             Do::Commit(late) => {
                 s.commits -= 1;
-                self.write_back(s, late);
+                self.commit(s, late);
             }
             Do::Fill(page, late) => self.fill(s, page, late),
             Do::Freeze => {
@@ -397,7 +151,7 @@ impl Protocol {
             Do::Enter(c, slot) => {
                 let client = &mut s.clients[c];
                 client.sections -= 1;
-                (client.slot, client.at, client.note) = (slot, At::Announced, None);
+                (client.slot, client.at, client.note, client.old) = (slot, At::Announced, None, false);
             }
             Do::Client(c) => self.client(s, c),
             Do::Die(c) => {
@@ -423,8 +177,8 @@ impl Protocol {
                 s.reading_peer.dmas -= 1;
                 s.reading_peer.flying = Some(s.newest);
             }
-            Do::WriteLands => Self::peer_lands(s, true),
-            Do::ReadLands => Self::peer_lands(s, false),
+            Do::WriteLands => self.peer_lands(s, true),
+            Do::ReadLands => self.peer_lands(s, false),
             Do::LateCommand => {
                 if let Some(Command { page, fills }) = s.command.take() {
                     let owner = s.owner[page as usize];
@@ -433,6 +187,35 @@ impl Protocol {
                     }
                 }
                 s.drop_claims(DRIVE);
+            }
+            Do::Announce => {
+                let late = self.broken == Broken::AnnouncedLate;
+                s.resets -= u8::from(!late);
+                s.reset = if late { Reset::Lost } else { Reset::Announced };
+                self.move_device(s);
+            }
+            Do::Lose => {
+                let late = self.broken == Broken::AnnouncedLate;
+                s.resets -= u8::from(late);
+                s.reset = if late { Reset::Announced } else { Reset::Lost };
+                self.lose(s);
+            }
+            Do::Notice => self.notice(s),
+            Do::AnnounceAll => {
+                s.announcements -= 1;
+                if s.reset == Reset::Lost {
+                    self.notice(s);
+                }
+                self.move_device(s);
+                s.sweep = true;
+            }
+            Do::Sweep => {
+                s.sweep = false;
+                if s.in_cmb(s.home) || s.phase != Phase::Idle {
+                    self.request(s, Want::Elsewhere, false, false);
+                } else if self.broken != Broken::SweepForgotten {
+                    self.restamp(s);
+                }
             }
             Do::ReturnLayout => s.layout = false,
         }
