@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use common::{Midway, Rig, W, pattern, rig, writing};
 use p2p::layout::Home;
-use p2p::peer::EmulatedEngine;
+use p2p::peer::{CopyState, EmulatedEngine};
 use p2p::reader::Outcome;
 use p2p::windows::{Ensured, PeerPath, Scope, Want};
 use p2p::writer::Finished;
@@ -192,4 +192,31 @@ fn what_was_lost_is_told_while_a_writer_is_still_waited_for() {
     rig.poll();
     assert!(!rig.windows.status(hold.handle.index).unwrap().moving);
     assert_eq!(rig.windows.losses(7, &mut rig.drive, rig.now).bytes, 8192, "counted once");
+}
+
+/// What a peer writes after a reset is lost like what it wrote before, and its commits are not to be acknowledged.
+#[test]
+fn a_writing_peer_is_cut_off_at_once_and_told_once() {
+    let mut rig = rig();
+    let c = rig.client();
+    let hold = rig.hold(&c, 7, 0, true);
+    rig.ensure(&hold);
+    let engine = EmulatedEngine::new("dma0", W).unwrap();
+    let peer = rig.windows.register_peer(Box::new(engine.clone()));
+    let path = rig.windows.map_peer(peer, hold.handle.index, true, &mut rig.drive, 0).unwrap();
+    let PeerPath::Direct(mapped) = path else { panic!("{path:?}") };
+    let mut slot = c.slots.take().unwrap();
+    let section = slot.write(&c.control, writing(&hold), &c.view).unwrap();
+    let flying = engine.submit(mapped.iova, 0, 64, true).unwrap();
+    reset(&rig);
+    rig.poll();
+    assert!(rig.windows.status(hold.handle.index).unwrap().moving, "the writer is waited for");
+    engine.step(1);
+    assert!(matches!(engine.take_result(flying), Some(CopyState::Failed(_))), "done, and lost");
+    rig.windows.commit(7, &(0..W as u64), &mut rig.drive).unwrap();
+    assert_eq!(rig.windows.losses(7, &mut rig.drive, rig.now).bytes, W as u64, "nobody knows what it wrote");
+    assert_eq!(section.finish(), Finished::Done);
+    rig.poll();
+    assert!(!rig.windows.status(hold.handle.index).unwrap().moving);
+    assert_eq!(rig.windows.losses(7, &mut rig.drive, rig.now).events, 1);
 }

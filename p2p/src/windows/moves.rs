@@ -141,7 +141,7 @@ impl Windows {
             return self.settle_all(&request.tickets, Outcome::Failed(why));
         }
         request.to = to;
-        let (discard, peers_wrote) = (request.discard, self.peers.has_writers(index));
+        let discard = request.discard;
         let Some(w) = self.window_mut(index) else { return };
         w.moving = Some(Box::new(Move {
             request,
@@ -156,10 +156,7 @@ impl Windows {
             began: now,
         }));
         if discard {
-            if peers_wrote {
-                w.dirty.add_all();
-            }
-            self.drop_dirty(index);
+            self.give_up_bytes(index);
         }
         self.moving.push(index);
         self.step_move(index, backing, now);
@@ -170,22 +167,32 @@ impl Windows {
     fn discard_moving(&mut self, index: u32, request: Request) {
         self.redirect(index);
         self.harvest(index);
-        let (by_reset, peers_wrote) = (request.reason == Reason::Drive, self.peers.has_writers(index));
+        let by_reset = request.reason == Reason::Drive;
         let Some(w) = self.window_mut(index) else { return };
         if !by_reset {
             w.dirty.clear();
-        } else if peers_wrote {
-            w.dirty.add_all();
         }
         let Some(m) = w.moving.as_mut() else { return };
         m.request.discard = true;
         m.request.tickets.extend(request.tickets);
         if by_reset {
             m.request.reason = Reason::Drive;
-            self.drop_dirty(index);
-            self.peers.stop(index);
-            self.cut_off_readers(index);
+            self.give_up_bytes(index);
         }
+    }
+
+    /// A move that discards has begun. If a reset left something at the window's place, its peers are cut off before anybody is waited for: they
+    /// have no second look at the device generation, and what they wrote or still would write is lost.
+    fn give_up_bytes(&mut self, index: u32) {
+        let lost = |m: &Move| m.request.reason == Reason::Drive;
+        if self.window(index).and_then(|w| w.moving.as_deref()).is_some_and(lost) {
+            let mut still_mapped = self.unmap_writing_peers(index);
+            still_mapped.extend(self.unmap_reading_peers(index));
+            if let Some(m) = self.window_mut(index).and_then(|w| w.moving.as_mut()) {
+                m.fenced.extend(still_mapped);
+            }
+        }
+        self.drop_dirty(index);
     }
 
     /// What is dirty of a window whose bytes are no longer wanted stays off the drive. If a reset took it, it is counted as lost here and now,
@@ -196,14 +203,6 @@ impl Windows {
         w.dirty.clear();
         if w.moving.as_ref().is_some_and(|m| m.request.reason == Reason::Drive) {
             self.count_lost(index, pages);
-        }
-    }
-
-    /// Takes the window back from the peers that read it, before anybody is waited for: what is at its place is not to be seen any more.
-    fn cut_off_readers(&mut self, index: u32) {
-        let still_mapped = self.unmap_reading_peers(index);
-        if let Some(m) = self.window_mut(index).and_then(|w| w.moving.as_mut()) {
-            m.fenced.extend(still_mapped);
         }
     }
 
@@ -329,17 +328,11 @@ impl Windows {
                 }
             }
         }
-        let mut lost = false;
         if let Some(m) = w.moving.as_mut() {
             m.writers = writers;
             m.phase = Phase::Drain { deadline };
-            lost = m.request.discard && m.request.reason == Reason::Drive;
         }
         self.peers.stop(index);
-        if lost {
-            // A reset left something there, and a peer has no second look at the device generation.
-            self.cut_off_readers(index);
-        }
         Ok(())
     }
 

@@ -131,15 +131,15 @@ impl Protocol {
                 Self::unmap(&mut s.writing_peer);
             }
         }
+        if self.broken != Broken::ReadingPeerSeesLateStores {
+            Self::unmap(&mut s.reading_peer);
+        }
         s.harvest();
         if fenced != 0 {
             (s.changed, s.dirty) = (true, true);
             if self.broken != Broken::NoHide {
                 s.place = None;
                 self.raise(s);
-            }
-            if self.broken != Broken::ReadingPeerSeesLateStores {
-                Self::unmap(&mut s.reading_peer);
             }
         }
         s.phase = Phase::Drained(fenced);

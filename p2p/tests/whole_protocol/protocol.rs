@@ -245,8 +245,8 @@ impl Model for Protocol {
             if peer.maps > 0 && peer.mapped.is_none() && idle && s.home.is_some() && open {
                 actions.push(map);
             }
-            // A writing peer is told to stop with the freeze.
-            let told = frozen && submit == Do::PeerWrites && self.broken != Broken::PeerStays;
+            // Peers are told to stop with the freeze.
+            let told = frozen && self.broken != Broken::PeerStays;
             if peer.dmas > 0 && peer.mapped.is_some() && peer.flying.is_none() && !told {
                 actions.push(submit);
             }
