@@ -155,13 +155,15 @@ fn a_reading_peer_is_cut_off_at_once_even_while_a_writer_is_waited_for() {
     let peer = rig.windows.register_peer(Box::new(engine.clone()));
     let path = rig.windows.map_peer(peer, hold.handle.index, false, &mut rig.drive, 0).unwrap();
     let PeerPath::Direct(mapped) = path else { panic!("{path:?}") };
-    engine.copy(mapped.iova, 0, 64, false).unwrap();
     let mut slot = c.slots.take().unwrap();
     let section = slot.write(&c.control, writing(&hold), &c.view).unwrap();
+    let flying = engine.submit(mapped.iova, 0, 64, false).unwrap();
     reset(&rig);
     rig.poll();
     assert!(rig.windows.status(hold.handle.index).unwrap().moving, "the writer is waited for");
-    assert!(engine.copy(mapped.iova, 0, 64, false).is_err(), "zeros taken for the window's bytes");
+    engine.step(1);
+    let ended = engine.take_result(flying);
+    assert!(matches!(ended, Some(CopyState::Failed(_))), "zeros taken for the window's bytes: {ended:?}");
     drop(section);
 }
 
