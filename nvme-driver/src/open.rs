@@ -112,7 +112,7 @@ pub fn open(url: &DeviceUrl, options: &OpenOptions) -> Result<Device, OpenError>
         DeviceUrl::Emulated(emulated) => {
             let (EmulatedDrive { controller, lock }, new) = emulated_drive(emulated)?;
             let kind = nvme(controller.function(), Some(controller), lock)?;
-            is_new = new.map(NewImage::keep).is_some();
+            is_new = new.keep();
             kind
         }
         DeviceUrl::File(path) => Kind::File(Box::new(FileDisk::open(path)?)),
@@ -140,13 +140,27 @@ pub struct EmulatedDrive {
 /// exist is created.
 pub fn open_emulated(url: &EmulatedUrl) -> Result<EmulatedDrive, OpenError> {
     let (drive, new) = emulated_drive(url)?;
-    if let Some(new) = new {
-        new.keep();
-    }
+    new.keep();
     Ok(drive)
 }
 
-/// An image that was created just now. It goes again unless it is kept: what refuses to be a drive leaves no file behind.
+/// Files that were created just now.
+struct New {
+    image: Option<NewImage>,
+    pmr: Option<NewImage>,
+}
+
+impl New {
+    /// They stay. Says whether the image is one of them.
+    fn keep(self) -> bool {
+        if let Some(pmr) = self.pmr {
+            pmr.keep();
+        }
+        self.image.map(NewImage::keep).is_some()
+    }
+}
+
+/// A file that was created just now. It goes again unless it is kept: what refuses to be a drive leaves no file behind.
 struct NewImage(Option<PathBuf>);
 
 impl NewImage {
@@ -159,33 +173,49 @@ impl Drop for NewImage {
     fn drop(&mut self) {
         if let Some(path) = &self.0
             && let Err(e) = std::fs::remove_file(path)
+            && e.kind() != io::ErrorKind::NotFound
         {
             tracing::warn!("{} stays behind: {e}", path.display());
         }
     }
 }
 
-fn emulated_drive(url: &EmulatedUrl) -> Result<(EmulatedDrive, Option<NewImage>), OpenError> {
+fn emulated_drive(url: &EmulatedUrl) -> Result<(EmulatedDrive, New), OpenError> {
     let bytes = url.size.unwrap_or(DEFAULT_SIZE);
-    let (mut lock, mut new) = (None, None);
+    let (mut lock, mut image) = (None, None);
     let namespace = match &url.backing {
         EmulatedBacking::Ram => Backing::Ram { bytes },
         EmulatedBacking::Null => Backing::Null { bytes },
         EmulatedBacking::Image(path) => {
             let (locked, created) = lock_image(path, url.size)?;
-            (lock, new) = (Some(Arc::new(locked)), created);
+            (lock, image) = (Some(Arc::new(locked)), created);
             Backing::File { path: path.clone(), create: None }
         }
     };
+    let pmr_file = pmr_file(url);
+    let pmr = pmr_file.clone().filter(|path| !path.exists()).map(|path| NewImage(Some(path)));
+    let new = New { image, pmr };
     let config = Config {
         namespace,
         lba_size: url.lba,
         cmb_size: url.cmb,
+        pmr_size: url.pmr,
+        pmr_file,
         volatile_cache: url.cache,
         lose_on_kill: url.lossy,
         ..Config::default()
     };
     Ok((EmulatedDrive { controller: EmulatedController::new(&config)?, lock }, new))
+}
+
+/// Where an image's PMR is kept: the name of the image and `.pmr`.
+fn pmr_file(url: &EmulatedUrl) -> Option<PathBuf> {
+    let EmulatedBacking::Image(path) = &url.backing else { return None };
+    (url.pmr != 0).then(|| {
+        let mut name = path.clone().into_os_string();
+        name.push(".pmr");
+        name.into()
+    })
 }
 
 /// Opens or creates an image and locks it; a new (or empty) one gets its size only under the lock.
@@ -288,6 +318,36 @@ mod tests {
         got = [0; 4096];
         disk.read(7, &mut got).unwrap();
         assert_eq!(got, [7; 4096]);
+    }
+
+    #[test]
+    fn an_images_pmr_is_kept_beside_it() {
+        use crate::pmr::{Health, Pmr};
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("emu:{}/disk.img?size=16M&pmr=1M", dir.path().display());
+        let kept = dir.path().join("disk.img.pmr");
+        {
+            let device = open_text(&url).unwrap();
+            let pmr = Pmr::enable(device.controller().unwrap()).unwrap();
+            assert_eq!((pmr.size(), pmr.health()), (1 << 20, Health::Normal));
+            pmr.write(5000, b"kept").unwrap();
+            let before = device.emulated().unwrap().counters().pmr_barriers;
+            pmr.barrier().unwrap();
+            assert_eq!(device.emulated().unwrap().counters().pmr_barriers, before + 1);
+        }
+        assert_eq!(std::fs::read(&kept).unwrap()[5000..5004], *b"kept");
+        let device = open_text(&url).unwrap();
+        let pmr = Pmr::enable(device.controller().unwrap()).unwrap();
+        let mut got = [0; 4];
+        pmr.read(5000, &mut got).unwrap();
+        assert_eq!(&got, b"kept");
+        drop((pmr, device));
+        let other = open_text(&url.replace("pmr=1M", "pmr=2M")).unwrap_err().to_string();
+        assert!(other.contains("keeps a PMR of 1048576 bytes"), "{other}");
+        // What refuses to be a drive leaves no file behind.
+        let refused = format!("emu:{}/new.img?size=1&pmr=1M", dir.path().display());
+        assert!(open_text(&refused).is_err());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 
     #[test]

@@ -41,6 +41,8 @@ pub struct EmulatedUrl {
     pub size: Option<u64>,
     /// `cmb=`: bytes of Controller Memory Buffer; 0: none. Default: 64M.
     pub cmb: u64,
+    /// `pmr=`: bytes of Persistent Memory Region; 0: none. An image's is kept in a file beside it, `IMAGE.pmr`. Default: 0.
+    pub pmr: u64,
     /// `lba=`: bytes per logical block, 512 or 4096. Default: 4096.
     pub lba: u32,
     /// `cache=on|off|lossy`: whether writes are volatile until flushed. Default: on.
@@ -54,7 +56,7 @@ pub const DEFAULT_SIZE: u64 = 1 << 30;
 const DEFAULT_CMB: u64 = 64 << 20;
 const DEFAULT_LBA: u32 = 4096;
 const FORMS: &str = "emu:IMAGE, emu:ram, file:PATH, pci:DDDD:BB:DD.F, vfio-user:SOCKET (as in `emu:disk.img?cmb=64M&size=1G`)";
-const PARAMETERS: &str = "size=BYTES, cmb=BYTES, lba=512|4096, cache=on|off|lossy";
+const PARAMETERS: &str = "size=BYTES, cmb=BYTES, pmr=BYTES, lba=512|4096, cache=on|off|lossy";
 
 /// A text is no device URL.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -110,7 +112,7 @@ pub fn format_size(bytes: u64) -> String {
 impl EmulatedUrl {
     /// An emulated controller with the defaults.
     pub fn new(backing: EmulatedBacking) -> Self {
-        Self { backing, size: None, cmb: DEFAULT_CMB, lba: DEFAULT_LBA, cache: true, lossy: false }
+        Self { backing, size: None, cmb: DEFAULT_CMB, pmr: 0, lba: DEFAULT_LBA, cache: true, lossy: false }
     }
 
     fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
@@ -123,6 +125,11 @@ impl EmulatedUrl {
             "cmb" => match size()? {
                 bytes if bytes % 4096 != 0 => return Err("a CMB is a multiple of 4K (0: none)".to_owned()),
                 bytes => self.cmb = bytes,
+            },
+            "pmr" => match size()? {
+                0 => self.pmr = 0,
+                bytes if bytes.is_power_of_two() && (4096..=1 << 30).contains(&bytes) => self.pmr = bytes,
+                _ => return Err("a PMR is a power of two from 4K to 1G (0: none)".to_owned()),
             },
             "lba" => match size()? {
                 512 => self.lba = 512,
@@ -202,6 +209,7 @@ impl fmt::Display for DeviceUrl {
                 }
                 let parameters = [
                     (e.cmb != DEFAULT_CMB).then(|| format!("cmb={}", format_size(e.cmb))),
+                    (e.pmr != 0).then(|| format!("pmr={}", format_size(e.pmr))),
                     e.size.map(|size| format!("size={}", format_size(size))),
                     (e.lba != DEFAULT_LBA).then(|| format!("lba={}", e.lba)),
                     (!e.cache).then(|| "cache=off".to_owned()),
@@ -227,6 +235,7 @@ mod tests {
             "emu:disk.img?cmb=128M&size=1G",
             "emu:/a b/c:d.img?cmb=0&size=1536M&lba=512&cache=off",
             "emu:disk.img?cache=lossy",
+            "emu:disk.img?pmr=16M",
             "emu:ram?size=1000000",
             "emu:null",
             "emu:./ram",
@@ -259,6 +268,8 @@ mod tests {
             ("emu:a?size=-1", "digits"),
             ("emu:a?size=99999999T", "digits"),
             ("emu:a?cmb=1000", "4K"),
+            ("emu:a?pmr=3M", "power of two"),
+            ("emu:a?pmr=2G", "power of two"),
             ("emu:a?lba=520", "512 or 4096"),
             ("emu:a?cache=maybe", "on or off"),
             ("file:/x?size=1G", "no parameters"),

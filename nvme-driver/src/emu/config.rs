@@ -74,6 +74,8 @@ pub struct Config {
     pub cmb: CmbSupport,
     /// Bytes of Persistent Memory Region; 0: none. A power of two from 4 KiB.
     pub pmr_size: u64,
+    /// The file that keeps the PMR's bytes, created if it does not exist, `pmr_size` bytes long; `None`: they go with the controller.
+    pub pmr_file: Option<PathBuf>,
     /// Whether writes are volatile until flushed.
     pub volatile_cache: bool,
     /// Bytes of unflushed writes that the cache holds at most; the oldest are made durable beyond that.
@@ -110,6 +112,7 @@ impl Default for Config {
             cmb_size: 0,
             cmb: CmbSupport::default(),
             pmr_size: 0,
+            pmr_file: None,
             volatile_cache: true,
             cache_bytes: 32 << 20,
             lose_on_kill: false,
@@ -175,6 +178,18 @@ pub enum EmuError {
         bytes: u64,
         /// The block size.
         block: u32,
+    },
+    /// The file of the PMR has another size.
+    #[error(
+        "{path} keeps a PMR of {has} bytes, not {bytes}; name that size, or remove the file to begin with an empty PMR"
+    )]
+    PmrSize {
+        /// The file.
+        path: PathBuf,
+        /// Its size in bytes.
+        has: u64,
+        /// The size asked for.
+        bytes: u64,
     },
     /// Memory could not be had.
     #[error(transparent)]

@@ -20,6 +20,8 @@ pub struct Counters {
     pub drive_to_pmr: u64,
     /// Bytes written to the namespace from the Persistent Memory Region.
     pub pmr_to_drive: u64,
+    /// Times that PMRSTS was read while the Persistent Memory Region was enabled: what was stored there before is persistent.
+    pub pmr_barriers: u64,
     /// Admin commands by opcode.
     pub admin_commands: [u64; 256],
     /// I/O commands by opcode.
@@ -49,6 +51,7 @@ impl Default for Counters {
             peer_to_drive: 0,
             drive_to_pmr: 0,
             pmr_to_drive: 0,
+            pmr_barriers: 0,
             admin_commands: [0; 256],
             io_commands: [0; 256],
             errors: 0,

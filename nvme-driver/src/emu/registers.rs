@@ -38,6 +38,8 @@ pub(super) struct Registers {
     pmr_size: u64,
     pmrctl: Pmrctl,
     pmrmsc: u64,
+    /// PMRSTS.ERR: the file behind the PMR could not be synced since it was enabled.
+    pmr_failed: bool,
 }
 
 impl Registers {
@@ -69,6 +71,7 @@ impl Registers {
             pmr_size: config.pmr_size,
             pmrctl: Pmrctl::new(),
             pmrmsc: 0,
+            pmr_failed: false,
         }
     }
 
@@ -87,6 +90,7 @@ impl Registers {
         self.cmbmsc = Cmbmsc::new();
         self.pmrctl = Pmrctl::new();
         self.pmrmsc = 0;
+        self.pmr_failed = false;
     }
 
     /// CC.MPS in bytes.
@@ -161,7 +165,10 @@ impl Registers {
     }
 
     fn pmrsts(&self) -> Pmrsts {
-        Pmrsts::new().with_nrdy(self.pmr_size != 0 && !self.pmrctl.en()).with_cbai(self.pmr_cba_is_invalid())
+        Pmrsts::new()
+            .with_err(u8::from(self.pmr_failed))
+            .with_nrdy(self.pmr_size != 0 && !self.pmrctl.en())
+            .with_cbai(self.pmr_cba_is_invalid())
     }
 
     fn pmr_cba_is_invalid(&self) -> bool {
@@ -225,7 +232,21 @@ impl State {
         if offset == regs::CSTS {
             self.become_ready();
         }
+        if offset == regs::PMRSTS && self.regs.pmrctl.en() {
+            self.pmr_barrier();
+        }
         self.regs.read(offset)
+    }
+
+    /// PMRSTS is read: what was stored in the PMR before is persistent (PMRCAP.PMRWBM), or PMRSTS.ERR says that it may not be.
+    fn pmr_barrier(&mut self) {
+        self.counters.pmr_barriers += 1;
+        if let Some(file) = &self.pmr_file
+            && let Err(e) = file.sync_data()
+        {
+            tracing::error!("the file of the PMR: {e}");
+            self.regs.pmr_failed = true;
+        }
     }
 
     /// Writes the aligned 32-bit register at `offset` of BAR0.
@@ -250,7 +271,10 @@ impl State {
                 let bits = merge(self.regs.cmbmsc.into_bits(), offset, value) & !0xffc;
                 self.regs.cmbmsc = Cmbmsc::from_bits(bits);
             }
-            regs::PMRCTL if self.regs.pmr_size != 0 => self.regs.pmrctl = Pmrctl::from_bits(value & 1),
+            regs::PMRCTL if self.regs.pmr_size != 0 => {
+                self.regs.pmrctl = Pmrctl::from_bits(value & 1);
+                self.regs.pmr_failed &= self.regs.pmrctl.en();
+            }
             regs::PMRMSCL if self.regs.pmr_size != 0 => {
                 self.regs.pmrmsc = (self.regs.pmrmsc & !0xffff_ffff) | u64::from(value & !0xffd);
             }

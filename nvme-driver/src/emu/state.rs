@@ -1,5 +1,8 @@
 //! The controller's state: registers, queues, namespace; what resets it.
 
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, SealFlags, fallocate, fcntl_add_seals};
@@ -56,6 +59,8 @@ pub(super) struct State {
     pub(super) doorbells: Arc<Mapping>,
     pub(super) cmb: Option<Arc<Mapping>>,
     pub(super) pmr: Option<Arc<Mapping>>,
+    /// The file behind the PMR, if it has one.
+    pub(super) pmr_file: Option<File>,
     /// By queue identifier; 0 is the admin queue.
     pub(super) sqs: Vec<Option<Sq>>,
     pub(super) cqs: Vec<Option<Cq>>,
@@ -92,6 +97,23 @@ fn doorbell_page() -> Result<Arc<Mapping>, MapError> {
     let fail = |source| MapError { what: "the doorbell page".to_owned(), len: PAGE, source };
     let (fd, _) = whole.fd().ok_or_else(|| fail(std::io::ErrorKind::Unsupported.into()))?;
     Mapping::from_fd(fd.try_clone_to_owned().map_err(fail)?, DOORBELLS, PAGE, Access::ReadWrite)
+}
+
+/// The PMR's bytes in a file: theirs is what survives this process, and, from a barrier on, the machine.
+fn open_pmr(path: &Path, bytes: u64) -> Result<(Arc<Mapping>, File), EmuError> {
+    let fail = |what| move |source| EmuError::Image { path: path.to_owned(), what, source };
+    let mut options = File::options();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    let file = options.open(path).map_err(fail("open"))?;
+    let has = file.metadata().map_err(fail("find its size"))?.len();
+    if has == 0 {
+        file.set_len(bytes).map_err(fail("set its size"))?;
+    } else if has != bytes {
+        return Err(EmuError::PmrSize { path: path.to_owned(), has, bytes });
+    }
+    let fd = file.try_clone().map_err(fail("map"))?.into();
+    // As a BAR: should somebody cut the file, that is no SIGBUS here.
+    Ok((Mapping::of_device(fd, 0, usize::try_from(bytes).unwrap_or(usize::MAX))?, file))
 }
 
 impl State {
@@ -133,6 +155,13 @@ impl State {
             clock: Arc::clone(&config.clock),
         };
         let namespace = Namespace::open(config)?;
+        let (pmr, pmr_file) = match &config.pmr_file {
+            Some(path) if config.pmr_size != 0 => {
+                let (memory, file) = open_pmr(path, config.pmr_size)?;
+                (Some(memory), Some(file))
+            }
+            _ => (memory("cmbfs-emu-pmr", config.pmr_size)?, None),
+        };
         let vectors = config.io_queues + 1;
         Ok(Self {
             regs: Registers::new(config),
@@ -140,7 +169,8 @@ impl State {
             msix: Msix::new(vectors),
             doorbells: doorbell_page()?,
             cmb: memory("cmbfs-emu-cmb", config.cmb_size)?,
-            pmr: memory("cmbfs-emu-pmr", config.pmr_size)?,
+            pmr,
+            pmr_file,
             sqs: (0..queues).map(|_| None).collect(),
             cqs: (0..queues).map(|_| None).collect(),
             active: Vec::with_capacity(queues),
