@@ -1,5 +1,6 @@
 //! How long a revocation takes: from the call until a spinning reader in another process has read at the new place, beside the
-//! kernel's own revocation, the break of a file lease between two processes. And many windows at once.
+//! kernel's own revocation, the break of a file lease between two processes: of a window that comes back to pages that the host cache
+//! kept for it, and of one that has none there. And many windows at once.
 //!
 //! `cargo bench -p cmbfs-benches --bench revoke`
 #![expect(unsafe_code, reason = "fcntl leases and signals")]
@@ -35,15 +36,23 @@ fn main() -> Fallible<()> {
         _ => {}
     }
     // In turns, so that all of them have the same machine.
-    let (mut clean, mut dirty, mut kernel) = (Vec::new(), Vec::new(), Vec::new());
+    let kinds = [
+        ("clean", false, true),
+        ("dirty", true, true),
+        ("clean, first", false, false),
+        ("dirty, first", true, false),
+    ];
+    let (mut ours, mut kernel) = (kinds.map(|_| Vec::new()), Vec::new());
     for _ in 0..PARTS {
-        clean.extend(one_window(false)?);
-        dirty.extend(one_window(true)?);
+        for ((_, dirty, again), times) in kinds.iter().zip(&mut ours) {
+            times.extend(one_window(*dirty, *again)?);
+        }
         kernel.extend(lease_breaks()?);
     }
     let kernel = report("kernel lease break", kernel, None);
-    report("revoke, clean", clean, Some(kernel));
-    report("revoke, dirty", dirty, Some(kernel));
+    for ((name, ..), times) in kinds.iter().zip(ours) {
+        report(&format!("revoke, {name}"), times, Some(kernel));
+    }
     for count in [1, 10, 100, 1000, 10_000, 100_000] {
         many(count)?;
     }
@@ -60,7 +69,7 @@ fn report(name: &str, mut times: Vec<f64>, kernel: Option<(f64, f64)>) -> (f64, 
     (p50, p99)
 }
 
-fn again(args: &[String]) -> Fallible<Child> {
+fn start(args: &[String]) -> Fallible<Child> {
     Ok(Command::new(std::env::current_exe()?).args(args).spawn()?)
 }
 
@@ -94,7 +103,9 @@ fn reader(args: &[String]) -> Fallible<()> {
     }
 }
 
-fn one_window(dirty: bool) -> Fallible<Vec<f64>> {
+/// Revokes a window again and again. `again`: it was in the host cache before it was in the CMB, and comes back to the pages that it left
+/// there. Else it comes straight from the drive each time, so that each revocation is its first.
+fn one_window(dirty: bool, again: bool) -> Fallible<Vec<f64>> {
     let cmb = Mapping::memfd("bench-cmb", PAGE)?;
     let mut drive = Pattern(Arc::clone(&cmb));
     let config = Config { slots: 16, settle: 0, ..Config::default() };
@@ -106,7 +117,7 @@ fn one_window(dirty: bool) -> Fallible<Vec<f64>> {
     let (control, host) = (windows.control_fd()?, windows.host_fd(1, false)?);
     let word = Mapping::memfd("bench-word", PAGE)?;
     let fd = |m: &Mapping| m.fd().map_or(-1, |(fd, _)| fd.as_raw_fd()).to_string();
-    let mut child = again(&[
+    let mut child = start(&[
         "reader".to_owned(),
         std::process::id().to_string(),
         control.as_raw_fd().to_string(),
@@ -130,7 +141,7 @@ fn one_window(dirty: bool) -> Fallible<Vec<f64>> {
     let clock = Instant::now();
     let now = || clock.elapsed().as_nanos() as u64;
     let mut times = Vec::new();
-    for _ in 0..ROUNDS {
+    for _ in 0..=ROUNDS {
         wait(1)?;
         if dirty {
             let mut slot = slots.take().ok_or("no slot")?;
@@ -145,10 +156,20 @@ fn one_window(dirty: bool) -> Fallible<Vec<f64>> {
         while !matches!(windows.progress(ticket), Some(Progress::Done(_))) {
             windows.poll(&mut drive, now());
         }
-        windows.promote(hold.handle.index, &mut drive, now());
+        if again {
+            windows.promote(hold.handle.index, &mut drive, now());
+        } else {
+            let ticket = windows.evict(&Scope::Window(hold.handle.index), &mut drive, now())?;
+            while !matches!(windows.progress(ticket), Some(Progress::Done(_))) {
+                windows.poll(&mut drive, now());
+            }
+            windows.ensure(hold.handle.index, Want::Cmb, &mut drive, now())?;
+        }
     }
     drop(windows);
     child.wait()?;
+    // The very first one is a first one in either case.
+    times.remove(0);
     Ok(times)
 }
 
@@ -184,7 +205,7 @@ fn lease_breaks() -> Fallible<Vec<f64>> {
     let path_text = path.to_string_lossy().into_owned();
     let word = Mapping::memfd("bench-word", PAGE)?;
     let fd = word.fd().map_or(-1, |(fd, _)| fd.as_raw_fd()).to_string();
-    let mut child = again(&["lease".to_owned(), std::process::id().to_string(), fd, path_text])?;
+    let mut child = start(&["lease".to_owned(), std::process::id().to_string(), fd, path_text])?;
     let mut times = Vec::new();
     for _ in 0..ROUNDS {
         while word.u64_at(0)?.swap(0, Ordering::AcqRel) == 0 {
