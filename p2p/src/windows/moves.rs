@@ -419,7 +419,8 @@ impl Windows {
             return Ok(false);
         };
         let Some(mut m) = w.moving.take().map(|m| *m) else { return Ok(false) };
-        let old = PagesOut::new(w, index, now.saturating_add(self.grace), m.request.tickets.clone());
+        let tickets = std::mem::take(&mut m.request.tickets);
+        let old = PagesOut::new(w, index, now.saturating_add(self.grace), tickets);
         let place = Place::new(to, dest, device).unwrap_or(Place::NONE);
         w.generation = publish::<Native>(Self::guard(&self.control, index)?, w.generation, place);
         (w.home, w.at, w.stamp) = (to, dest, device);
@@ -445,7 +446,7 @@ impl Windows {
         self.left(&old, to, index);
         self.count_dirty(index);
         claims.extend(self.borrows_of(index, &old));
-        self.settle_all(&m.request.tickets, Outcome::Moved { fenced: claims.len() as u64 });
+        self.settle_all(&old.tickets, Outcome::Moved { fenced: claims.len() as u64 });
         // After a fencing the old pages may hold what the writer stored late, even if it has answered meanwhile.
         let kept = claims.is_empty() && !m.hidden && self.keep_spare(&old, m.changed);
         if !kept {

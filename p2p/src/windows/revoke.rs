@@ -1,6 +1,6 @@
 //! What to revoke, and how far it has come.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::clients::ClientId;
@@ -79,7 +79,7 @@ struct Open {
 #[derive(Debug, Default)]
 pub(super) struct Tickets {
     next: u64,
-    open: HashMap<Ticket, Open>,
+    open: BTreeMap<Ticket, Open>,
 }
 
 /// Tickets kept before those that are done, and that nobody asked for, are forgotten.
