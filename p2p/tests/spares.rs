@@ -2,14 +2,17 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 mod common;
 
+use std::sync::Arc;
+
 use common::{Client, GRACE, Rig, config, pattern, writing};
 use nvme_driver::mem::Mapping;
 use p2p::counters::{Path, Reason};
 use p2p::layout::Home;
 use p2p::peer::EmulatedEngine;
 use p2p::reader::Outcome;
+use p2p::region::RegionKind;
 use p2p::windows::{
-    Config, Ensured, Hold, ObjectOptions, PeerPath, Placement, Progress, Scope, Want, WriteBack,
+    Config, DeviceMemory, Ensured, Hold, ObjectOptions, PeerPath, Placement, Progress, Scope, Want, WriteBack,
 };
 use p2p::writer::{Finished, Returned};
 
@@ -471,6 +474,31 @@ fn a_refusal_is_a_refusal_spare_or_not() {
     rig.revoke(&Scope::Object(7));
     assert_eq!((home(&rig, &hold), rig.windows.host_bytes().0), (Home::None, 0));
     assert_eq!(&rig.drive.objects[&7][..4], b"kept");
+}
+
+/// It may store in its memory by itself, and tells nobody.
+#[test]
+fn a_window_of_a_devices_own_memory_has_none() {
+    let mut rig = Rig::new(8 * W, config());
+    let memory = Mapping::memfd("pmr", W).unwrap();
+    let options = ObjectOptions { window_size: W, ..ObjectOptions::default() };
+    let own = DeviceMemory {
+        memory: Arc::clone(&memory),
+        bus_address: 0,
+        offset: 0,
+        len: W,
+        kind: RegionKind::Ordinary,
+    };
+    rig.windows.add_memory(9, own, options).unwrap();
+    let mut c = rig.client();
+    rig.map_host(&mut c, 9, W);
+    let hold = rig.hold(&c, 9, 0, false);
+    rig.ensure_want(&hold, Want::Host);
+    promote(&mut rig, &hold);
+    assert_spare(&rig, &hold, false);
+    memory.write(4096, b"by the device").unwrap();
+    assert_eq!(revoke(&mut rig, &hold), PAGES);
+    assert_eq!(c.read(hold.handle, 4096, 13), (Outcome::Copied(Home::Host), b"by the device".to_vec()));
 }
 
 #[test]
