@@ -150,7 +150,7 @@ fn revoke_on(client: &Client, rounds: u32) -> u64 {
     let poison = client.open("/poison", OpenMode::read()).unwrap();
     let poison = poison.map_read(0, (WINDOW * WINDOWS) as u64).unwrap();
     let mut bytes = [0; 8];
-    let mut moved = 0;
+    let (mut moved, mut kept) = (0, 0);
     for _ in 0..rounds {
         moved += client.revoke("/data").unwrap().windows;
         poison.prefer_cmb().unwrap();
@@ -160,7 +160,9 @@ fn revoke_on(client: &Client, rounds: u32) -> u64 {
         }
         client.revoke("/poison").unwrap();
         data.prefer_cmb().unwrap();
+        kept += u32::from(client.status().unwrap().spare_bytes > 0);
     }
+    assert!(kept > 0, "the host cache never kept pages for windows that went back to the CMB");
     let poisoned = poison.paths().cmb_reads;
     assert!(poisoned > u64::from(rounds), "the pages left were refilled {poisoned} times in {rounds} rounds");
     moved

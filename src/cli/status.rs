@@ -71,7 +71,12 @@ impl Report {
         )?;
         let (used, quarantined) = (Bytes(s.cmb_used), Bytes(s.cmb_quarantined));
         writeln!(out, "CMB          {used} used of {}, {quarantined} quarantined", Bytes(s.cmb_bytes))?;
-        writeln!(out, "host cache   {} used of {}", Bytes(s.host_bytes), Bytes(s.host_limit))?;
+        let (used, spare) = (Bytes(s.host_bytes), Bytes(s.spare_bytes));
+        writeln!(
+            out,
+            "host cache   {used} used of {}, {spare} of it kept for windows in the CMB",
+            Bytes(s.host_limit)
+        )?;
         writeln!(out, "windows      {} in the CMB, {} in the host cache", s.cmb_windows, s.host_windows)?;
         writeln!(out, "revocations  {}, {} fenced", s.revocations, Count(s.fenced, "write section"))?;
         let auto = match s.auto_reads_cmb {

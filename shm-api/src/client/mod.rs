@@ -177,6 +177,8 @@ pub struct Status {
     pub resets: u64,
     /// Bytes that were written and not committed, and that a reset took.
     pub lost_bytes: u64,
+    /// Bytes of the host cache in use that are kept for windows of the CMB until somebody needs the room.
+    pub spare_bytes: u64,
     /// Where windows may live of files that have no setting of their own.
     pub placement: Placement,
     /// Whether [`Placement::Auto`] has readers on the processor in the CMB; else it was measured to be slow for them, and they get the host cache.
@@ -400,6 +402,7 @@ impl Client {
             host_limit: s.host_limit,
             resets: s.resets,
             lost_bytes: s.lost_bytes,
+            spare_bytes: s.spare_bytes,
             placement: Placement::from_number(s.placement).unwrap_or_default(),
             auto_reads_cmb: s.readers == m::PLACE_CMB,
             paths: paths.into_iter().map(PathLine::from).collect(),

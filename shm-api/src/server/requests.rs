@@ -448,6 +448,7 @@ impl Core {
             host_limit: self.windows.host_bytes().1,
             resets: counters.resets,
             lost_bytes: counters.lost_bytes,
+            spare_bytes: self.windows.spare_bytes(),
             reasons,
             listed,
             placement: self.placement.number(),

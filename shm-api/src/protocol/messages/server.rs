@@ -126,6 +126,8 @@ wire_struct! {
         resets: u64,
         /// Bytes that were written and not committed, and that a reset took.
         lost_bytes: u64,
+        /// Bytes of the host cache in use that are kept for windows of the CMB until somebody needs the room.
+        spare_bytes: u64,
         /// Number of path records.
         reasons: u32,
         /// Number of client records.
