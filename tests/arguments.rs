@@ -27,7 +27,7 @@ const WRONG: &[(&[&str], &str)] = &[
     (&["emulate"], "IMAGE"),
     (&["emulate", "x.img"], "--socket"),
     (&["emulate", "x.img?colour=red", "--socket", "s"], "colour"),
-    (&["emulate", "", "--socket", "s"], "missing"),
+    (&["emulate", "", "--socket", "s"], "IMAGE is empty"),
     (&["put"], "DEVICE"),
     (&["put", "emu:x.img"], "LOCAL PATH"),
     (&["put", "emu:x.img", "local"], "PATH"),

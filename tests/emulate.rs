@@ -23,6 +23,7 @@ fn identify_says_over_vfio_user_what_it_says_directly() {
     let identify = |device: &str| -> serde_json::Value {
         serde_json::from_slice(&lab.ok(&["identify", "--json", device])).unwrap()
     };
+    std::fs::File::create(lab.path("disk.img")).unwrap().set_len(128 << 20).unwrap();
     let direct = identify("emu:disk.img?cmb=4M&size=128M&lba=512&cache=off");
     let emulate = lab.emulate("disk.img?cmb=4M&lba=512&cache=off", "run/cntrl");
     // More than one client, one after the other.
@@ -126,6 +127,11 @@ fn a_drive_in_use_and_a_socket_in_use_are_refused() {
     let mode = std::fs::metadata(lab.path("run/cntrl")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     lab.fails(1, &["emulate", "ram?size=1M", "--socket", "no/such/folder/cntrl"]);
+    // What cannot be served is not made.
+    for socket in ["run/cntrl", "no/such/folder/cntrl"] {
+        lab.fails(1, &["emulate", "new.img?size=1M", "--socket", socket]);
+        assert!(!lab.path("new.img").exists(), "an image was left behind for {socket}");
+    }
     lab.file("plain", b"not a socket");
     lab.fails(1, &["emulate", "ram?size=1M", "--socket", "plain"]);
     assert_eq!(std::fs::read(lab.path("plain")).unwrap(), b"not a socket");

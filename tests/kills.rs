@@ -2,6 +2,7 @@
 //! what it was or what was being put.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "test helpers: a step that fails is a test that fails")]
 
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use cmbfs_tests::{Lab, pattern, seeded};
@@ -99,10 +100,26 @@ fn a_client_that_is_killed_harms_nobody() {
             _ => panic!("seed {seed}, round {round}: {} bytes of no version", got.len()),
         };
     }
-    // What the killed ones had begun to write goes with the next put.
-    lab.file("in", &version(current));
-    lab.ok(&["put", "--socket", "s", "in", "/f"]);
-    assert_eq!(lab.ok(&["ls", "--socket", "s", "/"]), b"f\n", "seed {seed}");
+    // What the killed ones had begun to write goes as soon as the server has seen them die, and what they had got never had a name.
+    while lab.ok(&["ls", "--socket", "s", "/"]) != b"f\n" {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let mut names: Vec<_> =
+        std::fs::read_dir(lab.dir()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.retain(|name| !["disk.img", "in", "out", "s"].iter().any(|known| name == known));
+    assert!(names.is_empty(), "seed {seed}: {names:?}");
     assert_eq!(server.stop(), Some(0));
     versions_seen(&lab, seed, 0, current, current);
+}
+
+#[test]
+fn what_a_killed_server_left_of_a_put_goes_with_the_next() {
+    let lab = prepared();
+    // Named as a put of a process that is dead names what it has begun.
+    let namespace = std::fs::metadata("/proc/self/ns/pid").unwrap().ino();
+    let left = format!("/.f.put-{namespace:x}-4194999");
+    lab.ok(&["put", DRIVE, "in", &left]);
+    lab.ok(&["put", DRIVE, "in", "/.f.put-1-4194999"]); // of another machine
+    lab.ok(&["put", DRIVE, "in", "/f"]);
+    assert_eq!(lab.ok(&["ls", DRIVE, "/"]), b".f.put-1-4194999\nf\n");
 }

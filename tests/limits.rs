@@ -1,6 +1,6 @@
 //! What is refused, and what is full: nothing is lost by either.
 
-use cmbfs_tests::{Lab, pattern};
+use cmbfs_tests::{Lab, pattern, skip};
 
 fn lab() -> Lab {
     Lab::new(env!("CARGO_BIN_EXE_cmbfs"))
@@ -174,10 +174,39 @@ fn a_mistyped_name_creates_no_image() {
     for args in [
         &["ls", "emu:typo.img", "/"][..],
         &["check", "emu:typo.img"],
+        &["identify", "emu:typo.img"],
+        &["probe", "emu:typo.img"],
+        &["copy", "emu:typo.img", "/a", "emu:ram", "/a"],
         &["serve", "emu:typo.img", "--socket", "s"],
     ] {
         let said = lab.fails(1, args).stderr;
         assert!(said.contains("typo.img"), "{said}");
     }
     assert!(!lab.path("typo.img").exists());
+}
+
+#[test]
+fn a_full_host_disk_is_said_once_and_in_words() {
+    let lab = lab();
+    std::fs::create_dir(lab.path("small")).unwrap();
+    lab.file("in", &pattern(9, 8_000_000));
+    // A filesystem of 4 MiB that only these commands see.
+    let script = r#"mount -t tmpfs -o size=4M none small || exit 77
+        "$0" mkfs "emu:small/disk.img?size=64M" || exit 78
+        exec "$0" put "emu:small/disk.img?size=64M" in /f"#;
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", script]);
+    let out = command.arg(env!("CARGO_BIN_EXE_cmbfs")).current_dir(lab.dir()).output();
+    let said = out.as_ref().map(|out| String::from_utf8_lossy(&out.stderr).into_owned()).unwrap_or_default();
+    match out.ok().and_then(|out| out.status.code()) {
+        None | Some(77) => {
+            return skip("a_full_host_disk_is_said_once_and_in_words", "no mount in a user namespace");
+        }
+        code if !said.contains("cmbfs") && code != Some(0) => {
+            return skip("a_full_host_disk_is_said_once_and_in_words", said.trim());
+        }
+        code => assert_eq!(code, Some(1), "{said}"),
+    }
+    assert_eq!(said.matches("no space left on the host for the image small/disk.img").count(), 1, "{said}");
+    assert!(said.lines().count() <= 4, "{said}");
 }

@@ -129,7 +129,8 @@ enum {
   CMBFS_OPEN_WRITE = 2,
   CMBFS_OPEN_CREATE = 4,
   CMBFS_OPEN_EXCLUSIVE = 8,
-  CMBFS_OPEN_TRUNCATE = 16
+  CMBFS_OPEN_TRUNCATE = 16,
+  CMBFS_OPEN_TEMPORARY = 32
 };
 
 struct cmbfs_open_request { /* the path follows */

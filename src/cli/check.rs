@@ -11,7 +11,7 @@ use serde_json::json;
 use super::device;
 use super::failure::Failure;
 use super::mkfs::uuid_text;
-use super::units::Bytes;
+use super::units::{Bytes, Count};
 
 /// Verify a filesystem: superblocks, log, extents, directories
 ///
@@ -86,11 +86,21 @@ fn outcome(finding: &Finding) -> &'static str {
 
 fn print(report: &Report, out: &mut impl Write) -> io::Result<()> {
     writeln!(out, "filesystem   {}", uuid_text(report.uuid))?;
-    writeln!(out, "log          checkpoint {}, {} records after it", report.generation, report.records)?;
     writeln!(
         out,
-        "files        {} in {} directories (the root is one), {} extents",
-        report.files, report.directories, report.extents
+        "log          checkpoint {}, {} after it",
+        report.generation,
+        Count(report.records, "record")
+    )?;
+    writeln!(
+        out,
+        "files        {} in {} (the root is one), {}",
+        report.files,
+        match report.directories {
+            1 => "1 directory".to_owned(),
+            n => format!("{n} directories"),
+        },
+        Count(report.extents, "extent")
     )?;
     if report.orphans > 0 {
         writeln!(out, "nameless     {} that go at the next mount", report.orphans)?;

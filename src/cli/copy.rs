@@ -60,6 +60,10 @@ impl Copy {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let (from, to) = (device::url(self.from)?, device::url(self.to)?);
         let (from_path, to_path) = (text(self.from_path, "PATH")?, text(self.to_path, "TO_PATH")?);
+        if device::is_same(&from, &to) {
+            return Err(Failure::usage(format!("{from} and {to} are the same device"))
+                .hint("copy goes from one device to another; within one, use get and put"));
+        }
         let peer = self.peer;
         let bar = progress::bar(&to_path, 0);
         let start = Instant::now();

@@ -53,6 +53,22 @@ pub(crate) fn open_existing(url: &DeviceUrl) -> Result<Device, Failure> {
     open(url)
 }
 
+/// Whether two URLs name one device: it can be opened once only.
+pub(crate) fn is_same(a: &DeviceUrl, b: &DeviceUrl) -> bool {
+    let file = |url: &DeviceUrl| match url {
+        DeviceUrl::Emulated(emulated) => match &emulated.backing {
+            EmulatedBacking::Image(path) => path.canonicalize().ok(),
+            EmulatedBacking::Ram | EmulatedBacking::Null => None,
+        },
+        DeviceUrl::File(path) | DeviceUrl::VfioUser(path) => path.canonicalize().ok(),
+        DeviceUrl::Pci(_) => None,
+    };
+    match (a, b) {
+        (DeviceUrl::Pci(a), DeviceUrl::Pci(b)) => a == b,
+        (a, b) => file(a).is_some_and(|path| Some(path) == file(b)),
+    }
+}
+
 /// Takes up the filesystem on a device.
 pub(crate) fn mount(device: &Device) -> Result<Filesystem<AnyDisk>, Failure> {
     Ok(Filesystem::mount(device.disk()?, MountOptions::default())?)

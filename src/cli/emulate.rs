@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 use clap::Args;
 use cmbfs::DeviceUrl;
 use cmbfs::nvme_driver::open_emulated;
-use cmbfs::nvme_driver::vfio_user::server::Server;
+use cmbfs::nvme_driver::vfio_user::server::{Server, ServerSocket};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::failure::Failure;
@@ -25,7 +25,8 @@ use super::units::Bytes;
     after_help = "Examples:\n  mkdir -p run\n  cmbfs emulate 'disk.img?cmb=64M&size=1G' --socket run/cntrl\n  cmbfs emulate 'ram?size=512M&lba=512' --socket run/cntrl\n  cmbfs identify vfio-user:run/cntrl"
 )]
 pub(crate) struct Emulate {
-    /// What follows `emu:` in a device's URL: an image, `ram` or `null`, with size=, cmb=, lba= and cache=
+    /// What follows `emu:` in a device's URL: an image (made if there is none), `ram` or `null`, with size=, cmb=, lba= and cache=; by
+    /// default the image's size or 1G, 64M, 4096 and on
     #[arg(value_name = "IMAGE")]
     image: OsString,
     /// Where to listen: a Unix socket, created here; SPDK's host wants it to be named cntrl, in a folder of its own
@@ -46,8 +47,10 @@ impl Emulate {
         for signal in [SIGINT, SIGTERM] {
             signal_hook::flag::register(signal, Arc::clone(&stop))?;
         }
+        // The socket first: a drive that cannot be served leaves no image behind.
+        let socket = ServerSocket::bind(&self.socket)?;
         let drive = open_emulated(emulated)?;
-        let server = Server::bind(&self.socket, drive.controller.function())?;
+        let server = Server::new(socket, drive.controller.function());
         let mut out = std::io::stdout();
         let cmb = match emulated.cmb {
             0 => "no CMB".to_owned(),

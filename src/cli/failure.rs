@@ -14,8 +14,8 @@ pub(crate) enum Exit {
     Usage = 2,
     /// The check or the demo found a difference.
     Damaged = 3,
-    /// Whoever read our output has gone: nothing left to say, and no reason to complain.
-    Quiet = 0,
+    /// Whoever read our output has gone: no reason to complain, and not done. As a shell has it of a program that SIGPIPE ended.
+    Quiet = 141,
 }
 
 /// An operation ended early.
@@ -49,8 +49,39 @@ impl Failure {
 
     /// Puts what was being done before the message.
     pub(crate) fn doing(mut self, what: impl fmt::Display) -> Self {
-        self.message = format!("{what}: {}", self.message);
+        let what = what.to_string();
+        // Many errors name what they happened to by themselves.
+        if !self.message.starts_with(&what) {
+            self.message = format!("{what}: {}", self.message);
+        }
         self
+    }
+
+    /// Has the message speak of `path` where it speaks of an inode, or of a name that is empty.
+    pub(crate) fn naming(mut self, path: &str) -> Self {
+        let named = format!("\"{path}\"");
+        let mut text = String::new();
+        let mut rest = self.message.as_str();
+        while let Some((before, after)) = rest.split_once("inode ") {
+            let number = after.bytes().take_while(u8::is_ascii_digit).count();
+            let after = &after[number..];
+            // The inode is one on the way then.
+            let part = if after.starts_with(" is not a directory") { "a part of " } else { "" };
+            text += before;
+            text += &if number > 0 { format!("{part}{named}") } else { "inode ".to_owned() };
+            rest = after;
+        }
+        text += rest;
+        let text = text.replace("\"\"", &named);
+        let twice = text.strip_prefix(&format!("{named}: ")).filter(|rest| rest.contains(&named));
+        self.message = twice.map_or(text.clone(), str::to_owned);
+        self
+    }
+
+    /// The same, and names it in front where the message does not.
+    pub(crate) fn about(self, path: &str) -> Self {
+        let failure = self.naming(path);
+        if failure.message.contains(path) { failure } else { failure.doing(path) }
     }
 
     /// Says it on standard error, and gives the exit status.
@@ -117,6 +148,21 @@ mod tests {
     #[test]
     fn a_broken_pipe_is_not_complained_about() {
         assert_eq!(Failure::from(io::Error::from(io::ErrorKind::BrokenPipe)).exit, Exit::Quiet);
+    }
+
+    #[test]
+    fn paths_are_named_and_not_inodes() {
+        for (message, path, expected) in [
+            ("inode 3 is a directory", "/d", "\"/d\" is a directory"),
+            ("\"/f/x\": inode 2 is not a directory", "/f/x", "a part of \"/f/x\" is not a directory"),
+            ("reading 7 bytes at 0 of inode 12: gone", "/f", "reading 7 bytes at 0 of \"/f\": gone"),
+            ("\"\" exists already", "/", "\"/\" exists already"),
+            ("\"d\" exists already", "/a/d", "/a/d: \"d\" exists already"),
+            ("\"/none\" does not exist", "/none", "\"/none\" does not exist"),
+            ("bad inode bitmap", "/f", "/f: bad inode bitmap"),
+        ] {
+            assert_eq!(Failure::new(message).about(path).message, expected);
+        }
     }
 
     #[test]

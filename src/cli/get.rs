@@ -1,15 +1,22 @@
 //! `cmbfs get`: a file out of the filesystem.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::io::Errno;
+use tempfile::NamedTempFile;
 
 use super::failure::Failure;
 use super::place::{At, text};
 use super::progress;
 use super::store::Store;
+
+/// How names begin that are there for a moment only.
+const TEMPORARY: &str = ".cmbfs-get-";
 
 /// Copy a file out of the filesystem
 ///
@@ -30,7 +37,7 @@ impl Get {
         let path = text(path, "PATH")?;
         let local = PathBuf::from(local);
         let local = if local.is_dir() { local.join(last_part(&path)?) } else { local };
-        let cannot = |e: std::io::Error| Failure::from(e).doing(format!("cannot write {}", local.display()));
+        let cannot = |e: io::Error| Failure::from(e).doing(format!("cannot write {}", local.display()));
 
         let mut store = Store::open(&place)?;
         let size = store.stat(&path)?.size;
@@ -43,18 +50,12 @@ impl Get {
                 out.write_all(bytes).map_err(cannot)
             })?;
         } else {
-            let folder = match local.parent() {
-                Some(parent) if !parent.as_os_str().is_empty() => parent,
-                _ => Path::new("."),
-            };
-            let mut out =
-                tempfile::Builder::new().prefix(".cmbfs-get-").tempfile_in(folder).map_err(cannot)?;
+            let mut out = Unfinished::beside(&local).map_err(cannot)?;
             store.read_file(&path, &mut |bytes| {
                 bar.inc(bytes.len() as u64);
-                out.write_all(bytes).map_err(cannot)
+                out.file().write_all(bytes).map_err(cannot)
             })?;
-            allow_as_created(out.as_file()).map_err(cannot)?;
-            out.persist(&local).map_err(|e| cannot(e.error))?;
+            out.finish(&local).map_err(cannot)?;
         }
         bar.finish_and_clear();
         store.close()
@@ -68,10 +69,65 @@ fn last_part(path: &str) -> Result<&str, Failure> {
     }
 }
 
-/// Temporary files are made private; what `get` leaves has the mode of any other new file.
-fn allow_as_created(file: &File) -> std::io::Result<()> {
+/// A file that has no name until it is whole: what is killed leaves nothing behind.
+enum Unfinished {
+    /// Without a name at all.
+    Nameless(File, PathBuf),
+    /// Under a name that goes with it, where the folder's filesystem has no nameless files.
+    Named(NamedTempFile),
+}
+
+impl Unfinished {
+    fn beside(local: &Path) -> io::Result<Self> {
+        let folder = match local.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        match rustix::fs::open(folder, flags, Mode::from_raw_mode(0o666)) {
+            Ok(fd) => Ok(Self::Nameless(fd.into(), folder.to_owned())),
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
+                tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(folder).map(Self::Named)
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn file(&mut self) -> &mut File {
+        match self {
+            Self::Nameless(file, _) => file,
+            Self::Named(file) => file.as_file_mut(),
+        }
+    }
+
+    /// Gives it its name, in place of whatever has it.
+    fn finish(self, local: &Path) -> io::Result<()> {
+        match self {
+            Self::Named(file) => {
+                allow_as_created(file.as_file())?;
+                file.persist(local).map(drop).map_err(|e| e.error)
+            }
+            Self::Nameless(file, folder) => {
+                let name = format!("/proc/self/fd/{}", file.as_raw_fd());
+                let link = |to: &Path| rustix::fs::linkat(CWD, &name, CWD, to, AtFlags::SYMLINK_FOLLOW);
+                match link(local) {
+                    // A link replaces nothing; a rename does, of a name that is there for a moment.
+                    Err(Errno::EXIST) => {}
+                    linked => return Ok(linked?),
+                }
+                let new = tempfile::Builder::new()
+                    .prefix(TEMPORARY)
+                    .make_in(folder, |path| link(path).map_err(io::Error::from))?;
+                new.into_temp_path().persist(local).map_err(|e| e.error)
+            }
+        }
+    }
+}
+
+/// Temporary files with names are made private; what `get` leaves has the mode of any other new file.
+fn allow_as_created(file: &File) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
-    let mask = rustix::process::umask(rustix::fs::Mode::empty());
+    let mask = rustix::process::umask(Mode::empty());
     rustix::process::umask(mask);
     file.set_permissions(fs::Permissions::from_mode(0o666 & !mask.as_raw_mode()))
 }

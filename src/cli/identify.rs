@@ -80,7 +80,7 @@ struct CmbReport {
 
 impl Identify {
     pub(crate) fn run(self) -> Result<(), Failure> {
-        let device = device::open(&device::url(self.device)?)?;
+        let device = device::open_existing(&device::url(self.device)?)?;
         let disk = device.disk()?;
         let mut report = Report::new(&device.url().to_string(), disk.geometry());
         if let Some(controller) = device.controller() {

@@ -46,13 +46,16 @@ const ABOUT: &str = "Files on an NVMe drive as shared memory, straight from its 
 
 const AFTER_HELP: &str = "\
 Devices:
-  emu:disk.img?cmb=64M&size=1G   an emulated NVMe drive on an image file, made if there is none
+  emu:disk.img?cmb=64M&size=1G   an emulated NVMe drive on an image file; mkfs and emulate make it if there is none
   emu:ram?cmb=64M&size=1G        the same, in memory: gone when the command ends
   file:/dev/nvme0n1              a block device or a file through io_uring; no CMB
   pci:0000:01:00.0               a drive bound to vfio-pci
   vfio-user:/run/n.sock          a drive served by another process
 
-Exit status: 0 done, 1 failed, 2 wrong arguments, 3 damage or a difference found.
+Parameters of emu: and what they are by default: size= the image's, else 1G; cmb=64M (0: none); lba=4096 (or 512);
+cache=on (volatile until flushed; off; lossy: a killed command is a power cut).
+
+Exit status: 0 done, 1 failed, 2 wrong arguments, 3 damage or a difference found, 141 nobody read the output.
 Set CMBFS_LOG=debug to see what the layers underneath do.
 
 Try: cmbfs demo";

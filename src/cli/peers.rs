@@ -16,8 +16,8 @@ use super::units::Bytes;
 
 /// List a server's peers and what they reach, or explain the way between two devices
 ///
-/// --explain says whether one device's DMA reaches another's memory, by which way, and what takes it back. It reads sysfs and
-/// config space; run it as root to see the Access Control Services (ACS). Nothing is opened or changed.
+/// --explain says whether one device's DMA reaches another's memory, by which way, and what takes it back: of any two PCI functions,
+/// drives or not. It reads sysfs and config space; run it as root to see the Access Control Services (ACS). Nothing is opened or changed.
 #[derive(Args, Debug)]
 #[command(
     override_usage = "cmbfs peers --socket SOCK [PATH]\n       cmbfs peers --explain DEVICE DEVICE",

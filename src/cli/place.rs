@@ -58,6 +58,9 @@ impl At {
 
 /// An argument that must be UTF-8: a device URL, or a path inside the filesystem.
 pub(crate) fn text(arg: OsString, what: &str) -> Result<String, Failure> {
+    if arg.is_empty() {
+        return Err(Failure::usage(format!("{what} is empty")));
+    }
     arg.into_string()
         .map_err(|raw| Failure::usage(format!("{what} '{}' is not valid UTF-8", raw.to_string_lossy())))
 }

@@ -71,6 +71,11 @@ struct Dma {
 impl Probe {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let url = device::url(self.device)?;
+        let peer_url = self.peer.map(device::url).transpose()?;
+        if let Some(peer) = peer_url.as_ref().filter(|peer| device::is_same(&url, peer)) {
+            return Err(Failure::usage(format!("{url} and {peer} are the same device"))
+                .hint("--peer is another drive, which is to read into this one's CMB"));
+        }
         let device = device::open_existing(&url)?;
         let mut disk = device.disk()?;
         let Some(cmb) = disk.cmb().cloned() else {
@@ -83,8 +88,7 @@ impl Probe {
             into_cmb(&mut disk, &cmb, &clock, "the drive into its CMB"),
             into_host(&mut disk, &clock, "the drive into host memory"),
         ];
-        if let Some(peer) = self.peer {
-            let peer_url = device::url(peer)?;
+        if let Some(peer_url) = peer_url {
             let other = device::open_existing(&peer_url)?;
             let mut other = other.disk()?;
             dma.push(into_peer(&mut other, &cmb, &clock, &format!("{peer_url} into that CMB")));

@@ -7,7 +7,7 @@ use clap::Args;
 use super::failure::{Failure, one_line};
 use super::place::{At, text};
 use super::store::{Store, mode_text, time_text};
-use super::units::Bytes;
+use super::units::{Bytes, Count};
 
 /// Show what is known of a file or directory
 #[derive(Args, Debug)]
@@ -42,7 +42,7 @@ impl Stat {
         writeln!(out, "on disk   {}", Bytes(entry.allocated))?;
         writeln!(out, "mode      {} ({:04o})", mode_text(&entry), entry.mode & 0o7777)?;
         writeln!(out, "owner     uid {}, gid {}", entry.uid, entry.gid)?;
-        writeln!(out, "inode     {}, {} link(s)", entry.inode, entry.links)?;
+        writeln!(out, "inode     {}, {}", entry.inode, Count(entry.links.into(), "link"))?;
         writeln!(out, "modified  {}", time_text(entry.modified_ns))?;
         writeln!(out, "changed   {}", time_text(entry.changed_ns))?;
         if let Some(placement) = entry.placement {

@@ -30,6 +30,8 @@ pub(super) struct ImageFile {
     under_way: usize,
     /// Results by slot.
     results: Vec<i32>,
+    /// Kinds of errors that have been told of: a full disk fails every command, and is to be named once.
+    told: Vec<io::ErrorKind>,
 }
 
 impl std::fmt::Debug for ImageFile {
@@ -60,7 +62,16 @@ impl ImageFile {
         let slots = Mapping::anonymous(reads * transfer)?;
         let results = vec![0; reads];
         Ok((
-            Self { path: path.to_owned(), file, ring, slots, slot_len: transfer, under_way: 0, results },
+            Self {
+                path: path.to_owned(),
+                file,
+                ring,
+                slots,
+                slot_len: transfer,
+                under_way: 0,
+                results,
+                told: Vec::new(),
+            },
             bytes,
         ))
     }
@@ -176,8 +187,32 @@ impl ImageFile {
         Ok((slots, at))
     }
 
+    /// Names an error of the image where people look, once: over NVMe goes a status only.
+    fn tell<T>(&mut self, what: &str, result: io::Result<T>) -> io::Result<T> {
+        if let Err(e) = &result
+            && !self.told.contains(&e.kind())
+        {
+            self.told.push(e.kind());
+            let path = self.path.display();
+            match e.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                    tracing::error!(
+                        "no space left on the host for the image {path}; free some: until then writes to the drive fail"
+                    );
+                }
+                _ => tracing::error!("cannot {what} the image {path}: {e}"),
+            }
+        }
+        result
+    }
+
     /// Reads all of the range; the file was that long when it was opened, so an early end is an error.
     pub(super) fn read(&mut self, offset: u64, to: &Mapping, at: usize, len: usize) -> io::Result<()> {
+        let read = self.read_all(offset, to, at, len);
+        self.tell("read", read)
+    }
+
+    fn read_all(&mut self, offset: u64, to: &Mapping, at: usize, len: usize) -> io::Result<()> {
         check(to, at, len)?;
         let mut done = 0;
         while done < len {
@@ -198,6 +233,11 @@ impl ImageFile {
 
     /// Writes all of the range.
     pub(super) fn write(&mut self, offset: u64, from: &Mapping, at: usize, len: usize) -> io::Result<()> {
+        let written = self.write_all(offset, from, at, len);
+        self.tell("write to", written)
+    }
+
+    fn write_all(&mut self, offset: u64, from: &Mapping, at: usize, len: usize) -> io::Result<()> {
         check(from, at, len)?;
         let mut done = 0;
         while done < len {
@@ -222,7 +262,7 @@ impl ImageFile {
         match rustix::fs::fallocate(&self.file, punch, offset, len) {
             Ok(()) => Ok(()),
             Err(rustix::io::Errno::OPNOTSUPP) => self.write_zeros(offset, len),
-            Err(e) => Err(e.into()),
+            Err(e) => self.tell("punch a hole into", Err(e.into())),
         }
     }
 
@@ -240,7 +280,8 @@ impl ImageFile {
     /// `fdatasync`.
     pub(super) fn sync(&mut self) -> io::Result<()> {
         let fd = types::Fd(self.file.as_raw_fd());
-        self.run(opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build()).map(|_| ())
+        let synced = self.run(opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build());
+        self.tell("sync", synced).map(|_| ())
     }
 }
 

@@ -246,6 +246,7 @@ fn is_equal(bus: &Bus<'_>, addr: u64, memory: &Mapping, at: usize, len: usize) -
 }
 
 pub(super) fn media_error(what: &str, error: &io::Error, status: Status) -> Status {
-    tracing::error!("emulated drive: {what}: {error}");
+    // The image says what is wrong with it by itself, once.
+    tracing::debug!("emulated drive: {what}: {error}");
     status
 }

@@ -53,7 +53,10 @@ impl NvmeDisk {
 
     /// The end of this disk. Its controller is disabled or cut off from the bus, so nothing is in flight any more.
     fn die(&mut self, why: &ControllerError) -> DiskError {
-        let reason = why.to_string();
+        let why = why.to_string();
+        // It is named beside the reason already.
+        let itself = why.strip_prefix(&self.name).filter(|rest| rest.starts_with(' '));
+        let reason = itself.map_or_else(|| why.clone(), |rest| format!("it{rest}"));
         tracing::error!("{}: {reason}", self.name);
         self.dead = Some(reason.clone());
         DiskError::Dead { name: self.name.clone(), reason }

@@ -68,21 +68,45 @@ pub enum ServeError {
     Function(#[from] PciError),
 }
 
+/// A socket that listens, for a function that is still to be made: what cannot be served need not be made. The file goes away with it.
+#[derive(Debug)]
+pub struct ServerSocket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl ServerSocket {
+    /// Listens on `path` (mode 0600). A socket file that a dead server left behind is replaced.
+    pub fn bind(path: &Path) -> Result<Self, ServeError> {
+        clear_the_way(path)?;
+        let listener =
+            listen(path).map_err(|e| ServeError::Listen { path: path.to_owned(), source: e.into() })?;
+        Ok(Self { listener, path: path.to_owned() })
+    }
+}
+
+impl Drop for ServerSocket {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
 /// A function that listens for vfio-user clients. The socket file goes away with it.
 #[derive(Debug)]
 pub struct Server {
-    listener: UnixListener,
-    path: PathBuf,
+    socket: ServerSocket,
     function: Arc<dyn PciFunction>,
 }
 
 impl Server {
-    /// Listens on `path` (mode 0600). A socket file that a dead server left behind is replaced.
+    /// Listens on `path`: see [`ServerSocket::bind`].
     pub fn bind(path: &Path, function: Arc<dyn PciFunction>) -> Result<Self, ServeError> {
-        let fail = |source| ServeError::Listen { path: path.to_owned(), source };
-        clear_the_way(path)?;
-        let listener = listen(path).map_err(|e| fail(e.into()))?;
-        Ok(Self { listener, path: path.to_owned(), function })
+        Ok(Self::new(ServerSocket::bind(path)?, function))
+    }
+
+    /// Serves a function on a socket that listens already.
+    pub fn new(socket: ServerSocket, function: Arc<dyn PciFunction>) -> Self {
+        Self { socket, function }
     }
 
     /// Serves clients, one after the other, until `stop`. Steps the function where it needs that.
@@ -116,20 +140,21 @@ impl Server {
                     500_000
                 },
             };
-            let waiting = client.as_ref().map_or_else(|| self.listener.as_fd(), |c| c.link.stream().as_fd());
+            let waiting =
+                client.as_ref().map_or_else(|| self.socket.listener.as_fd(), |c| c.link.stream().as_fd());
             let mut fds = [PollFd::from_borrowed_fd(waiting, PollFlags::IN)];
             match poll(&mut fds, Some(&wait)) {
                 Ok(0) if client.as_ref().is_some_and(|c| c.link.has_waiting()) => {}
                 Ok(0) | Err(Errno::INTR) => continue,
                 Ok(_) => {}
-                Err(e) => return Err(ServeError::Wait { path: self.path.clone(), source: e.into() }),
+                Err(e) => return Err(ServeError::Wait { path: self.socket.path.clone(), source: e.into() }),
             }
             idle = 0;
             match &mut client {
                 None => client = self.accept(stop)?,
                 Some(c) => {
                     if let Err(e) = c.serve_one() {
-                        tracing::info!("vfio-user client of {}: {e}", self.path.display());
+                        tracing::info!("vfio-user client of {}: {e}", self.socket.path.display());
                         client = None;
                     }
                 }
@@ -139,7 +164,7 @@ impl Server {
     }
 
     fn accept(&self, stop: &Arc<AtomicBool>) -> Result<Option<Client>, ServeError> {
-        let (stream, _) = match self.listener.accept() {
+        let (stream, _) = match self.socket.listener.accept() {
             Ok(accepted) => accepted,
             // It left before its turn came.
             Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted) => {
@@ -147,7 +172,7 @@ impl Server {
             }
             Err(e) => {
                 // Out of descriptors or memory, most likely. It goes on waiting, and would wake us at once.
-                tracing::warn!("a client of {} cannot be taken: {e}", self.path.display());
+                tracing::warn!("a client of {} cannot be taken: {e}", self.socket.path.display());
                 std::thread::sleep(FULL_NAP);
                 return Ok(None);
             }
@@ -209,11 +234,5 @@ impl Drop for Client {
     fn drop(&mut self) {
         // First: the session's end waits for the function, which may wait for the client.
         self.link.close();
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
     }
 }

@@ -46,6 +46,12 @@ impl OpenMode {
         Self { flags: self.flags | m::OPEN_TRUNCATE, ..self }
     }
 
+    /// The file is new, and its name goes with the last clone of the handle, or with this client, unless it was renamed until then: for
+    /// what is to have its name only when it is whole.
+    pub fn temporary(self) -> Self {
+        Self { flags: self.flags | m::OPEN_CREATE | m::OPEN_EXCLUSIVE | m::OPEN_TEMPORARY, ..self }
+    }
+
     /// Permission bits of a file that is created.
     pub fn mode(self, mode: u32) -> Self {
         Self { mode, ..self }

@@ -267,6 +267,7 @@ pub struct ServerInfo {
     /// The device generation.
     pub device_generation: u64,
     /// The filesystem's uuid.
+    #[serde(serialize_with = "uuid_text")]
     pub uuid: [u8; 16],
     /// The server's process id.
     pub pid: u32,
@@ -276,6 +277,13 @@ pub struct ServerInfo {
     pub clients: u32,
     /// Milliseconds that a silent client delays a revocation at most.
     pub grace_ms: u32,
+}
+
+/// A uuid as it is usually written.
+fn uuid_text<S: serde::Serializer>(uuid: &[u8; 16], to: S) -> Result<S::Ok, S::Error> {
+    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+    let [a, b, c, d, e] = [&uuid[..4], &uuid[4..6], &uuid[6..8], &uuid[8..10], &uuid[10..]].map(hex);
+    to.serialize_str(&format!("{a}-{b}-{c}-{d}-{e}"))
 }
 
 impl Client {

@@ -299,6 +299,11 @@ impl Core {
         for (_, peer) in session.peers.drain() {
             self.detach_peer(&peer, now);
         }
+        for (handle, path) in std::mem::take(&mut session.temporary) {
+            if let Some(file) = session.files.get(&handle) {
+                self.drop_temporary(session, file.ino, &path);
+            }
+        }
         let files: Vec<OpenFile> = session.files.drain().map(|(_, file)| file).collect();
         for file in files {
             self.close_inode(file.ino, session.has_cmb, now);

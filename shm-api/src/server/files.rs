@@ -44,6 +44,10 @@ impl Core {
         if flags & (m::OPEN_CREATE | m::OPEN_TRUNCATE) != 0 && !writable {
             return Err(invalid("only a file that is opened for writing can be created or cut"));
         }
+        let new = m::OPEN_CREATE | m::OPEN_EXCLUSIVE;
+        if flags & m::OPEN_TEMPORARY != 0 && flags & new != new {
+            return Err(invalid("only a file that is made, and was not there before, is temporary"));
+        }
         session.room_for_file()?;
         let mut view = self.view(session);
         let ino = match view.walk(path) {
@@ -69,6 +73,9 @@ impl Core {
                 // What nobody has been told of yet is told to whoever commits next, through this handle or another.
                 let losses = self.windows.losses(ino, &mut self.backing, now).reported;
                 let handle = session.add_file(OpenFile { ino, writable, losses });
+                if flags & m::OPEN_TEMPORARY != 0 {
+                    session.temporary.insert(handle, path.to_owned());
+                }
                 let window_size = self.window_size as u64;
                 let reply = m::OpenReply { handle, ino, size, cache_len: p2p::layout::LANE, window_size };
                 Ok((reply, fd))
@@ -94,8 +101,21 @@ impl Core {
             self.unmap(session, map)?;
         }
         session.files.remove(&handle);
+        if let Some(path) = session.temporary.remove(&handle) {
+            self.drop_temporary(session, file.ino, &path);
+        }
         self.close_inode(file.ino, session.has_cmb, now);
         Ok(())
+    }
+
+    /// Takes the name of a temporary file away, if it still has it. The file goes when it is closed.
+    pub(super) fn drop_temporary(&mut self, session: &Session, ino: u64, path: &str) {
+        let mut view = self.view(session);
+        if view.walk(path).is_ok_and(|there| there == ino)
+            && let Err(e) = view.unlink(path)
+        {
+            tracing::warn!("the temporary file \"{path}\" stays: {e}");
+        }
     }
 
     pub(super) fn map(

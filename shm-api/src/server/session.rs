@@ -68,6 +68,8 @@ pub(crate) struct Session {
     pub(crate) ring: Option<ServerRing>,
     /// Open files by handle.
     pub(crate) files: HashMap<u64, OpenFile>,
+    /// Of temporary ones, the names under which they were made.
+    pub(crate) temporary: HashMap<u64, String>,
     pub(crate) maps: HashMap<u64, MapEntry>,
     pub(crate) peers: HashMap<u64, PeerEntry>,
     next_handle: u64,
@@ -85,6 +87,7 @@ impl Session {
             has_cmb: false,
             ring: None,
             files: HashMap::new(),
+            temporary: HashMap::new(),
             maps: HashMap::new(),
             peers: HashMap::new(),
             next_handle: 1,

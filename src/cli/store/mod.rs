@@ -103,11 +103,11 @@ impl Store {
     }
 
     pub(crate) fn stat(&mut self, path: &str) -> Result<Entry, Failure> {
-        self.0.stat(path)
+        self.0.stat(path).map_err(|f| f.about(path))
     }
 
     pub(crate) fn list(&mut self, path: &str) -> Result<Vec<Entry>, Failure> {
-        self.0.list(path)
+        self.0.list(path).map_err(|f| f.about(path))
     }
 
     /// Hands the file's bytes to `sink`, in order, in pieces.
@@ -116,7 +116,18 @@ impl Store {
         path: &str,
         sink: &mut dyn FnMut(&[u8]) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        self.0.read(path, sink)
+        // What goes wrong in the sink is not about this path.
+        let mut elsewhere = None;
+        let read = self.0.read(path, &mut |bytes| {
+            sink(bytes).map_err(|f| {
+                elsewhere = Some(f);
+                Failure::new("the bytes found no taker")
+            })
+        });
+        match elsewhere {
+            Some(f) => Err(f),
+            None => read.map_err(|f| f.about(path)),
+        }
     }
 
     /// Makes `path` hold what `from` gives. Until all of it is durable `path` is what it was before.
@@ -130,7 +141,7 @@ impl Store {
         no_directory(self.0.as_mut(), path)?;
         leftover::remove(self.0.as_mut(), path);
         let mut job = WriteJob { path, temporary: leftover::temporary_name(path), mode, from, progress };
-        let result = self.0.write(&mut job);
+        let result = self.0.write(&mut job).map_err(|f| f.naming(path));
         if result.is_err() {
             // Whatever stopped the copy may stop this too; what counts is said already.
             let _ = self.0.unlink(&job.temporary).and_then(|()| self.0.sync());
@@ -143,15 +154,20 @@ impl Store {
         if path.split('/').all(|part| matches!(part, "" | "." | "..")) {
             return Err(Failure::new(format!("{path} cannot be removed")));
         }
-        if self.0.stat(path)?.is_directory() { self.0.rmdir(path) } else { self.0.unlink(path) }
+        let removed = match self.stat(path)?.is_directory() {
+            true => self.0.rmdir(path),
+            false => self.0.unlink(path),
+        };
+        removed.map_err(|f| f.about(path))
     }
 
     pub(crate) fn mkdir(&mut self, path: &str) -> Result<(), Failure> {
-        self.0.mkdir(path)
+        self.0.mkdir(path).map_err(|f| f.about(path))
     }
 
     pub(crate) fn rename(&mut self, from: &str, to: &str) -> Result<(), Failure> {
-        self.0.rename(from, to)
+        let renamed = self.0.rename(from, to);
+        renamed.map_err(|f| f.naming(to).doing(format!("cannot rename {from} to {to}")))
     }
 
     /// Ends cleanly: everything is durable afterwards.

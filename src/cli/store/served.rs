@@ -81,7 +81,7 @@ impl Files for Served {
     }
 
     fn write(&mut self, job: &mut WriteJob<'_>) -> Result<(), Failure> {
-        let file = self.0.open(&job.temporary, OpenMode::create().exclusive().mode(job.mode))?;
+        let file = self.0.open(&job.temporary, OpenMode::create().temporary().mode(job.mode))?;
         let mut buffer = vec![0; PIECE];
         let mut at = 0;
         loop {

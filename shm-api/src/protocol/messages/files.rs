@@ -12,8 +12,10 @@ pub const OPEN_CREATE: u32 = 4;
 pub const OPEN_EXCLUSIVE: u32 = 8;
 /// `Open` flag, with `OPEN_WRITE`: cut it to nothing.
 pub const OPEN_TRUNCATE: u32 = 16;
+/// `Open` flag, with `OPEN_CREATE` and `OPEN_EXCLUSIVE`: its name goes when the handle is closed or the client is gone, unless it was renamed.
+pub const OPEN_TEMPORARY: u32 = 32;
 /// Every flag of `Open`.
-pub const OPEN_ALL: u32 = 31;
+pub const OPEN_ALL: u32 = 63;
 
 wire_struct! {
     /// `Open`; the path follows.
