@@ -47,6 +47,8 @@ fn a_peer_reads_the_cmb_with_no_byte_through_host_memory() {
     assert!(engine.copy(m.iova, 0, 64, true).unwrap_err().to_string().contains("may not write"));
     assert_eq!(rig.windows.peer_mappings(Some(peer)).count(), 1);
     assert_eq!(rig.windows.window_mappings(hold.handle.index).count(), 1);
+    assert_eq!(rig.windows.object_mappings(7).collect::<Vec<_>>(), [m]);
+    assert_eq!(rig.windows.object_mappings(8).count(), 0);
 }
 
 #[test]

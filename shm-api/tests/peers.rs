@@ -47,6 +47,18 @@ fn peers_are_listed_with_what_they_reach_by_file_and_by_peer() {
         list.mappings.iter().filter(|m| m.ino == ino).map(|m| (m.offset, m.len, m.writable)).collect();
     assert_eq!(of_a, [(0, W, false), (W, W, true), (0, W, false)], "{list:?}");
     assert!(list.mappings.iter().any(|m| m.iova == written.iova && m.writable), "{list:?}");
+    // Of one file: by offset, and only those who reach it.
+    let of = |path: &str| other.peers_of(client.stat(path).unwrap().ino).unwrap();
+    let of_a = of("/a");
+    assert_eq!(of_a.peers.iter().map(|p| p.mappings).collect::<Vec<_>>(), [2, 1], "{of_a:?}");
+    let rows: Vec<_> = of_a.mappings.iter().map(|m| (m.offset, m.peer, m.writable)).collect();
+    let (one, two) = (list.peers[0].peer, list.peers[1].peer);
+    assert_eq!(rows, [(0, one, false), (0, two, false), (W, one, true)], "{of_a:?}");
+    assert!(of_a.mappings.iter().all(|m| m.ino == ino) && of_a.all_mappings == 3, "{of_a:?}");
+    let of_b = of("/b");
+    assert_eq!((of_b.peers.len(), of_b.peers[0].peer, of_b.all_mappings), (1, two, 1), "{of_b:?}");
+    file(&client, "/c", &bytes);
+    assert_eq!((of("/c").peers.len(), of("/c").all_mappings), (0, 0));
     first.revoke().unwrap();
     let list = other.peers().unwrap();
     assert_eq!(list.peers.iter().map(|p| p.mappings).collect::<Vec<_>>(), [0, 2], "{list:?}");

@@ -51,6 +51,7 @@ fn stranger(socket: &Path) {
     // That there is a device it may know, not whose bytes that reaches.
     let list = client.peers().unwrap();
     assert_eq!((list.peers.len(), list.all_mappings, list.mappings.len()), (1, 1, 0), "{list:?}");
+    denied(client.peers_of(client.stat("/public").unwrap().ino));
 
     // What it may read comes from the host cache, though it was in the CMB.
     let public = client.open("/public", OpenMode::read()).unwrap();

@@ -73,12 +73,10 @@ impl Peers {
 /// What a server's peers reach; of one file, if one is named.
 fn list(socket: &Path, path: Option<OsString>, json: bool) -> Result<(), Failure> {
     let client = Client::connect(socket)?;
-    let mut list = client.peers()?;
-    if let Some(path) = path {
-        let ino = client.stat(&text(path, "PATH")?)?.ino;
-        list.mappings.retain(|m| m.ino == ino);
-        list.peers.retain(|p| list.mappings.iter().any(|m| m.peer == p.peer));
-    }
+    let list = match path {
+        Some(path) => client.peers_of(client.stat(&text(path, "PATH")?)?.ino)?,
+        None => client.peers()?,
+    };
     let mut out = io::BufWriter::new(io::stdout().lock());
     if json {
         serde_json::to_writer_pretty(&mut out, &list)?;

@@ -11,7 +11,7 @@ use super::revoke::{Outcome, Ticket};
 use super::{Windows, WindowsError};
 use crate::backing::Backing;
 use crate::counters::{Path, Reason};
-use crate::layout::Home;
+use crate::layout::{Home, LANE};
 use crate::peer::{Mapper, PeerError};
 use crate::refusal::Point;
 
@@ -164,6 +164,13 @@ impl Windows {
     /// Mappings of one window, by all peers.
     pub fn window_mappings(&self, window: u32) -> impl Iterator<Item = PeerMapping> + '_ {
         self.peers.peers.values().filter_map(move |p| p.maps.get(&window).copied())
+    }
+
+    /// Mappings of an object's windows, by all peers: by offset, then by peer.
+    pub fn object_mappings(&self, object: u64) -> impl Iterator<Item = PeerMapping> + '_ {
+        let reached = move |index: &u32| self.window(*index).is_some_and(|w| w.peers > 0);
+        let windows = self.slots_in(object, &(0..LANE)).into_iter().filter(reached);
+        windows.flat_map(|window| self.window_mappings(window))
     }
 
     /// Lets a peer reach a window, which is brought into the CMB for it. The mapping lasts until it is given back or revoked.

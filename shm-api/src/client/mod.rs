@@ -445,7 +445,12 @@ impl Client {
 
     /// Every peer of the server, and what is mapped for them.
     pub fn peers(&self) -> Result<PeerList, ClientError> {
-        PeerList::ask(self)
+        PeerList::ask(self, 0)
+    }
+
+    /// The peers that reach a file or raw memory, by its inode, and by which mappings. For root and the server's own user.
+    pub fn peers_of(&self, ino: u64) -> Result<PeerList, ClientError> {
+        PeerList::ask(self, ino)
     }
 
     /// Which paths this client's bytes took so far. A [`Mapped`] adds its own when it is dropped.

@@ -52,7 +52,7 @@ pub struct PeerInfo {
     pub peer: u32,
     /// Its name.
     pub name: String,
-    /// Windows mapped for it.
+    /// Windows mapped for it; of one file, if that was asked for.
     pub mappings: u32,
 }
 
@@ -80,13 +80,15 @@ pub struct PeerList {
     pub peers: Vec<PeerInfo>,
     /// Their mappings, as many as one message holds; none for a user who is neither root nor the server's own.
     pub mappings: Vec<PeerMappingInfo>,
-    /// Mappings there are in all.
+    /// Mappings there are in all of what was asked for.
     pub all_mappings: u64,
 }
 
 impl PeerList {
-    pub(super) fn ask(client: &Client) -> Result<Self, ClientError> {
-        let reply = client.inner.connection.call(Op::PeerList, "its peers", &Empty {}, &[])?;
+    /// `ino` 0: of every file.
+    pub(super) fn ask(client: &Client, ino: u64) -> Result<Self, ClientError> {
+        let request = m::PeerListRequest { ino };
+        let reply = client.inner.connection.call(Op::PeerList, "its peers", &request, &[])?;
         let (body, tail) = reply.message.body::<m::PeerListReply>()?;
         let (peers, tail) = records::peers(tail, body.peers)?;
         let mappings = records::mappings(tail, body.mappings)?;

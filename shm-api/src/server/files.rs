@@ -366,7 +366,7 @@ impl Core {
     }
 
     /// Root and the server's own user.
-    fn is_server(&self, session: &Session) -> bool {
+    pub(super) fn is_server(&self, session: &Session) -> bool {
         [0, self.server_uid].contains(&session.identity.uid)
     }
 

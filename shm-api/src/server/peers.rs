@@ -1,12 +1,13 @@
 //! Emulated peers on behalf of clients.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 
 use extent_fs::Access;
 use p2p::counters::{Path, Reason};
 use p2p::peer::EmulatedEngine;
-use p2p::windows::{PeerPath, Scope};
+use p2p::windows::{PeerId, PeerMapping, PeerPath, Scope};
 use rustix::fs::{SealFlags, fcntl_add_seals};
 
 use super::core::{Core, windows_error};
@@ -117,37 +118,55 @@ impl Core {
         Ok(Work::Revoke { ticket, since: now })
     }
 
-    /// Every peer, and (for root and the server's own user) what is mapped for it, as far as one message holds it.
-    pub(super) fn list_peers(&self, session: &Session) -> (m::PeerListReply, Vec<u8>) {
+    /// Every peer, and (for root and the server's own user) what is mapped for it, as far as one message holds it; or who reaches one file.
+    pub(super) fn list_peers(
+        &self,
+        session: &Session,
+        request: &m::PeerListRequest,
+    ) -> Result<(m::PeerListReply, Vec<u8>), WireError> {
+        let trusted = self.is_server(session);
+        let mappings: Vec<PeerMapping> = match request.ino {
+            0 => self.windows.peer_mappings(None).collect(),
+            _ if !trusted => {
+                let text = "who reaches a file is shown to root and to the server's own user only";
+                return Err(WireError::new(ErrorCode::Denied, text));
+            }
+            ino => self.windows.object_mappings(ino).collect(),
+        };
+        let mut counts: BTreeMap<PeerId, u32> = BTreeMap::new();
+        for mapping in &mappings {
+            *counts.entry(mapping.peer).or_default() += 1;
+        }
         let mut tail = Vec::new();
-        let (mut peers, mut shown, mut all) = (0, 0, 0);
+        let (mut peers, mut shown) = (0, 0);
         for peer in self.windows.peers() {
-            let mappings = u32::try_from(peer.mappings).unwrap_or(u32::MAX);
+            let mappings = counts.get(&peer.peer).copied();
+            if request.ino != 0 && mappings.is_none() {
+                continue;
+            }
             let name_len = u32::try_from(peer.name.len()).unwrap_or(0);
+            let mappings = mappings.unwrap_or(0);
             let record = PeerRecord { peer: peer.peer.0, mappings, name_len, reserved: 0 };
             records::put_peer(&record, &peer.name, &mut tail);
             peers += 1;
-            all += peer.mappings as u64;
         }
-        if session.identity.uid == self.server_uid || session.identity.uid == 0 {
-            for mapping in self.windows.peer_mappings(None) {
-                let Some(window) = self.windows.status(mapping.window) else { continue };
-                if tail.len() > MAX_LIST {
-                    break;
-                }
-                let record = MappingRecord {
-                    peer: mapping.peer.0,
-                    write: u32::from(mapping.writable),
-                    ino: window.object,
-                    offset: window.offset,
-                    len: mapping.len as u64,
-                    iova: mapping.iova,
-                };
-                record.put(&mut tail);
-                shown += 1;
+        for mapping in mappings.iter().filter(|_| trusted) {
+            let Some(window) = self.windows.status(mapping.window) else { continue };
+            if tail.len() > MAX_LIST {
+                break;
             }
+            let record = MappingRecord {
+                peer: mapping.peer.0,
+                write: u32::from(mapping.writable),
+                ino: window.object,
+                offset: window.offset,
+                len: mapping.len as u64,
+                iova: mapping.iova,
+            };
+            record.put(&mut tail);
+            shown += 1;
         }
-        (m::PeerListReply { peers, mappings: shown, all_mappings: all }, tail)
+        Ok((m::PeerListReply { peers, mappings: shown, all_mappings: mappings.len() as u64 }, tail))
     }
 
     /// A read by a peer, which may have to wait until the window stands still.

@@ -283,8 +283,7 @@ impl Core {
             }
             Op::PeerDma => Ok(reply(&self.peer_dma(session, &message.body_only()?)?)),
             Op::PeerList => {
-                message.body_only::<m::Empty>()?;
-                let (body, tail) = self.list_peers(session);
+                let (body, tail) = self.list_peers(session, &message.body_only()?)?;
                 Ok(Outcome::Reply(body.to_bytes(), tail, Vec::new()))
             }
             Op::PeerRead => {

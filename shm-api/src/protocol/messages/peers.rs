@@ -92,13 +92,22 @@ wire_struct! {
 }
 
 wire_struct! {
-    /// Reply to `PeerList`; the peers' records follow, then the mappings'.
+    /// `PeerList`.
+    PeerListRequest {
+        /// The file or raw memory that is meant; 0: everything. Only root and the server's own uid may ask for one.
+        ino: u64,
+    }
+}
+
+wire_struct! {
+    /// Reply to `PeerList`; the peers' records follow, then the mappings'. Of one file only: the peers that reach it, with how
+    /// many of its windows they do.
     PeerListReply {
         /// Number of peers.
         peers: u32,
         /// Number of mappings that follow: none for a client whose uid is neither root's nor the server's.
         mappings: u32,
-        /// Mappings there are in all.
+        /// Mappings there are in all of what was asked for.
         all_mappings: u64,
     }
 }

@@ -7,6 +7,7 @@
 //! * `stack`: the `cmbfs` command on QEMU's drive
 //! * `linux`: the kernel's own driver on our controller
 //! * `driver`: our driver on top: I/O, CMB, peer to peer, interrupts, reset
+//! * `windows`: windows in one drive's CMB, the other drive as their peer
 //! * `dma_buf`: parts of the CMB for other drivers
 //! * `removal`: drives that go away
 //! * `odd`: a guest with everything that an error message is about
@@ -27,6 +28,7 @@ mod pmr;
 mod power_cut;
 mod removal;
 mod stack;
+mod windows;
 
 use lab::Case;
 
@@ -34,7 +36,8 @@ fn group(name: &str) -> Option<Vec<(&'static str, Case)>> {
     Some(match name {
         "vfio" | "vfio-newer" => {
             let last = if name == "vfio" { removal::CASES } else { removal::NEWER_CASES };
-            [function::CASES, driver::CASES, dma_buf::CASES, pmr::CASES, stack::CASES, last].concat()
+            [function::CASES, driver::CASES, windows::CASES, dma_buf::CASES, pmr::CASES, stack::CASES, last]
+                .concat()
         }
         "odd" => odd::CASES.to_vec(),
         "power-cut" => power_cut::CASES.to_vec(),
