@@ -51,12 +51,12 @@ pub use extent_fs::{
 pub use nvme_driver::disk::{Disk, DiskError};
 pub use nvme_driver::url::DeviceUrl;
 pub use nvme_driver::{Device, OpenError, OpenOptions, open};
-pub use shm_api::Placement;
 pub use shm_api::client::{
     Client, ClientError, CommitReport, DeviceState, File, Mapped, OpenMode, PathCounts, Peer, PeerList,
     PeerTransfer, PeerWindow, RevokeReport, ServerInfo, Stat as ClientStat, Status,
 };
 pub use shm_api::server::{Server, ServerError, ServerOptions, StopHandle};
+pub use shm_api::{PlacedBy, Placement};
 
 /// The example in the README is run too.
 #[cfg(doctest)]

@@ -161,7 +161,8 @@ struct cmbfs_stat_reply {
   uint32_t uid;
   uint32_t gid;
   uint32_t links;
-  uint32_t reserved;
+  uint16_t placement; /* 0: auto, 1: CMB while there is room, 2: host cache only */
+  uint16_t placed_by; /* 0: nobody, 1: the file, 2: the filesystem, 3: the server */
 };
 
 struct cmbfs_list_request { /* path, then the name after which to go on */

@@ -97,8 +97,8 @@ class Client:
     def stat(self, path):
         """Attributes of a file or directory, as a dict."""
         body, _ = self._call(STAT, tail=path.encode())
-        names = "ino size allocated mtime_ns ctime_ns kind mode uid gid links reserved".split()
-        return dict(zip(names[:-1], struct.unpack("<5Q6I", body)))
+        names = "ino size allocated mtime_ns ctime_ns kind mode uid gid links placement placed_by".split()
+        return dict(zip(names, struct.unpack("<5Q5I2H", body)))
 
     def list(self, path):
         """Names and sizes in a directory."""

@@ -3,7 +3,7 @@
 //! * [`client`]: the client library: connect, open, map, read, write, commit
 //! * [`server`]: the server: one thread that owns a filesystem and its windows
 //! * [`protocol`]: messages, encoded and decoded in one place
-//! * [`Placement`]: where a file's windows may live
+//! * [`Placement`], [`PlacedBy`]: where a file's windows may live, and who says so
 //! * [`transport`]: socket, descriptors, rings, and how each side sees the other die
 pub mod client;
 mod placement;
@@ -11,4 +11,4 @@ pub mod protocol;
 pub mod server;
 pub mod transport;
 
-pub use placement::{Placement, UnknownPlacement};
+pub use placement::{PlacedBy, Placement, UnknownPlacement};

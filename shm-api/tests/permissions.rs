@@ -10,6 +10,7 @@ use std::path::Path;
 
 use common::{SMALL, Serving, role, spawn};
 use nvme_driver::mem::{Access, Mapping};
+use shm_api::Placement;
 use shm_api::client::{Client, ClientError, OpenMode};
 use shm_api::protocol::messages::{self as m, HelloReply, HelloRequest, OpenRequest};
 use shm_api::protocol::{ErrorCode, Message, Op, VERSION, header};
@@ -47,6 +48,8 @@ fn stranger(socket: &Path) {
     denied(client.set_owner("/public", NOBODY, NOBODY));
     denied(client.revoke("/secret"));
     denied(client.revoke_all());
+    denied(client.set_placement("/public", Placement::Host));
+    denied(client.set_placement("/", Placement::Host));
 
     // That there is a device it may know, not whose bytes that reaches.
     let list = client.peers().unwrap();

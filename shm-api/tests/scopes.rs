@@ -1,11 +1,11 @@
-//! What can be revoked, and where a file's windows may live.
+//! What can be revoked, and a file whose windows may not live in the CMB.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 mod common;
 
 use std::time::Duration;
 
-use common::{SMALL, Serving, filesystem, options, until};
+use common::{SMALL, Serving, options, until};
 use shm_api::Placement;
 use shm_api::client::{Client, ClientError, File, OpenMode};
 use shm_api::protocol::ErrorCode;
@@ -128,24 +128,7 @@ fn a_file_opts_out_of_the_cmb_and_in_again() {
         in_cmb(&file) == 4
     });
     assert_eq!(code(client.set_placement("/none", Placement::Host)), Some(ErrorCode::NotFound));
-    // Nor is a directory a file.
-    assert_eq!(code(client.set_placement("/", Placement::Host)), Some(ErrorCode::IsADirectory));
     assert_eq!(code(client.revoke("")), Some(ErrorCode::IsADirectory));
-}
-
-#[test]
-fn a_server_that_opted_out_uses_no_cmb_but_for_files_that_ask() {
-    let serving = Serving::with(filesystem(SMALL.url), |socket| ServerOptions {
-        placement: Placement::Host,
-        ..options(socket, SMALL)
-    });
-    let client = serving.client();
-    let file = four_windows(&client, "/a");
-    let status = client.status().unwrap();
-    assert_eq!((in_cmb(&file), status.cmb_used, status.placement), (0, 0, Placement::Host));
-    client.open("/b", OpenMode::create()).unwrap();
-    client.set_placement("/b", Placement::Cmb).unwrap();
-    assert_eq!(in_cmb(&four_windows(&client, "/b")), 4);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use clap::Args;
 use cmbfs::extent_fs::{BLOCK, ROOT};
 use cmbfs::nvme_driver::url::EmulatedBacking;
-use cmbfs::{Device, DeviceUrl, FormatOptions, extent_fs};
+use cmbfs::{Device, DeviceUrl, FormatOptions, Placement, extent_fs};
 
 use super::device::{self, AnyDisk};
 use super::failure::Failure;
@@ -17,7 +17,7 @@ use super::units::Bytes;
 /// Refused without --force where anything is: bytes that are no cmbfs filesystem, or a cmbfs filesystem with files.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  cmbfs mkfs 'emu:disk.img?cmb=64M&size=1G'    # creates the image if there is none\n  cmbfs mkfs pci:0000:01:00.0"
+    after_help = "Examples:\n  cmbfs mkfs 'emu:disk.img?cmb=64M&size=1G'    # creates the image if there is none\n  cmbfs mkfs pci:0000:01:00.0\n  cmbfs mkfs --placement host 'emu:disk.img'    # its files stay out of the CMB"
 )]
 pub(crate) struct Mkfs {
     /// The device's URL
@@ -25,6 +25,10 @@ pub(crate) struct Mkfs {
     /// Format whatever is there
     #[arg(long)]
     force: bool,
+    /// Where windows may live of files that have no choice of their own: auto, cmb (while there is room) or host (never in the CMB); `cmbfs
+    /// placement` changes it
+    #[arg(long, value_name = "WHERE")]
+    placement: Option<Placement>,
 }
 
 impl Mkfs {
@@ -46,7 +50,8 @@ impl Mkfs {
             return Err(Failure::new(format!("{url} holds {there}"))
                 .hint("--force formats it: all that is lost then"));
         }
-        extent_fs::format(&mut disk, &FormatOptions::default())?;
+        let placement = Placement::kept(self.placement);
+        extent_fs::format(&mut disk, &FormatOptions { placement, ..FormatOptions::default() })?;
         let fs = device::mount(device)?;
         let (space, uuid) = (fs.statfs(), fs.uuid());
         let free = Bytes(space.free.saturating_sub(space.reserved).saturating_mul(BLOCK));

@@ -35,7 +35,8 @@ pub(crate) struct Serve {
     /// Bytes of host memory for the cache behind the CMB
     #[arg(long, value_name = "BYTES", default_value = "1G", value_parser = size)]
     host_cache: u64,
-    /// Where windows may live: auto, cmb (while there is room) or host (never in the CMB); `cmbfs placement` sets it file by file
+    /// Where windows may live, whatever files say: cmb (while there is room) or host (never in the CMB). auto leaves it to each file and to
+    /// the filesystem (`cmbfs placement`, `mkfs --placement`), and else to what was measured
     #[arg(long, value_name = "WHERE", default_value_t = Placement::Auto)]
     placement: Placement,
 }

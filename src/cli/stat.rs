@@ -45,9 +45,7 @@ impl Stat {
         writeln!(out, "inode     {}, {}", entry.inode, Count(entry.links.into(), "link"))?;
         writeln!(out, "modified  {}", time_text(entry.modified_ns))?;
         writeln!(out, "changed   {}", time_text(entry.changed_ns))?;
-        if let Some(placement) = entry.placement {
-            writeln!(out, "placement {placement}")?;
-        }
+        writeln!(out, "placement {} ({})", entry.placement, entry.placed_by)?;
         Ok(())
     }
 }

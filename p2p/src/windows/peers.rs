@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use nvme_driver::pci::DmaAccess;
 
+use super::object::Placement;
 use super::place::{Ensured, Want};
 use super::reclaim::Claim;
 use super::revoke::{Outcome, Ticket};
@@ -193,6 +194,10 @@ impl Windows {
             return Ok(self.bounce(Reason::NotCoherent));
         }
         let object = self.window(window).map(|w| w.object).ok_or(WindowsError::UnknownWindow(window))?;
+        if self.placement_of(window) == Some(Placement::HostOnly) && !self.has_own(object) {
+            // It may not be in the CMB, so nobody has to give way for it.
+            return Ok(self.bounce(if self.cmb.is_none() { Reason::NoCmb } else { Reason::Asked }));
+        }
         if self.window(window).is_some_and(|w| w.home == Home::Host) {
             // For a peer the CMB is not a matter of speed: without it the bytes go through host memory. Others give way.
             self.make_room(window, backing, now);

@@ -41,13 +41,13 @@ pub use path_counts::PathCounts;
 pub use peer::{Peer, PeerInfo, PeerList, PeerMappingInfo, PeerTransfer, PeerWindow};
 pub use revoke::RevokeReport;
 
-use crate::Placement;
 use crate::protocol::messages::{
     self as m, Empty, InfoReply, ListReply, ListRequest, MkdirRequest, RenameRequest, SetAttrRequest,
     StatReply, StatusReply,
 };
 use crate::protocol::records::{self, DirEntry, PathCount};
 use crate::protocol::{Op, WireError};
+use crate::{PlacedBy, Placement};
 use connection::Connection;
 use path_counts::SharedCounts;
 
@@ -90,6 +90,8 @@ pub struct Stat {
     pub links: u32,
     /// Where its windows may live.
     pub placement: Placement,
+    /// Who says so.
+    pub placed_by: PlacedBy,
 }
 
 impl From<StatReply> for Stat {
@@ -105,7 +107,8 @@ impl From<StatReply> for Stat {
             uid: r.uid,
             gid: r.gid,
             links: r.links,
-            placement: Placement::from_number(r.placement).unwrap_or_default(),
+            placement: Placement::from_number(r.placement.into()).unwrap_or_default(),
+            placed_by: PlacedBy::from_number(r.placed_by),
         }
     }
 }

@@ -70,10 +70,16 @@ impl Client {
         Ok(reply.into())
     }
 
-    /// Says where the windows of a file may live from now on, for as long as the server runs; those in the CMB leave it if they may not stay.
-    /// Who may write the file may ask for it.
-    pub fn set_placement(&self, path: &str, placement: Placement) -> Result<RevokeReport, ClientError> {
-        let request = SetPlacementRequest { placement: placement.number(), reserved: 0 };
+    /// Says where the windows of a file may live from now on; it is kept with the file, and durable when this returns. Those in the CMB leave
+    /// it if they may not stay. `None`: wherever the filesystem has it. Who may write the file may ask for it. Of `/`: for all files that have
+    /// no choice of their own; only the server's own user may ask for that.
+    pub fn set_placement(
+        &self,
+        path: &str,
+        placement: impl Into<Option<Placement>>,
+    ) -> Result<RevokeReport, ClientError> {
+        let placement = placement.into().map_or(m::PLACEMENT_NONE, |p| p.number().into());
+        let request = SetPlacementRequest { placement, reserved: 0 };
         let reply: RevokeReply =
             self.inner.connection.ask(Op::SetPlacement, "a placement", &request, path.as_bytes())?;
         Ok(reply.into())

@@ -46,11 +46,10 @@ pub(crate) struct Core {
     pub(super) window_size: usize,
     pub(super) grace: u64,
     pub(super) opened: HashMap<u64, Opened>,
-    /// The server's placement, and those of files that have one of their own.
+    /// What the server was told; `auto` leaves it to files and filesystem.
     pub(super) placement: Placement,
     /// What `auto` means on this device.
     pub(super) auto: p2p::windows::Placement,
-    pub(super) placements: HashMap<u64, Placement>,
     /// Process and user of each client.
     pub(super) people: BTreeMap<ClientId, (u32, u32)>,
     /// Raw memory, by object.
@@ -110,7 +109,6 @@ impl Core {
             opened: HashMap::new(),
             placement: options.placement,
             auto,
-            placements: HashMap::new(),
             people: BTreeMap::new(),
             allocations: BTreeMap::new(),
             next_raw: 1,
@@ -222,16 +220,11 @@ impl Core {
         result
     }
 
-    /// Where a file's windows may live: by its own setting, or by the server's.
-    pub(super) fn placement_of(&self, ino: u64) -> Placement {
-        self.placements.get(&ino).copied().unwrap_or(self.placement)
-    }
-
     /// While a client has the file open that cannot reach the CMB, its windows live where everybody can reach them.
     pub(super) fn place_object(&mut self, ino: u64) -> Result<(), WindowsError> {
         use p2p::windows::{ObjectOptions, Placement as Home};
         let unreachable = self.opened.get(&ino).is_some_and(|o| o.without_cmb > 0);
-        let placement = match self.placement_of(ino) {
+        let placement = match self.placement_of(ino).0 {
             Placement::Auto if !unreachable => self.auto,
             Placement::Cmb if !unreachable => Home::Auto,
             _ => Home::HostOnly,
@@ -284,7 +277,6 @@ impl Core {
     /// The filesystem must hold it open once more for this.
     pub(super) fn forget(&mut self, ino: u64, now: u64) {
         self.closed.retain(|c| *c != ino);
-        self.placements.remove(&ino);
         match self.windows.invalidate(ino, &(0..p2p::layout::LANE), &mut self.backing, now) {
             Ok(ticket) => self.jobs.push(Job::unasked(Work::Forget { ino, ticket })),
             Err(e) => {

@@ -11,7 +11,6 @@ use super::names::{View, fs_error};
 use super::permission::{READ, WRITE};
 use super::requests::Outcome;
 use super::session::{MapEntry, OpenFile, ReplyTo, Session};
-use crate::Placement;
 use crate::protocol::messages as m;
 use crate::protocol::records::WindowRecord;
 use crate::protocol::wire::Wire;
@@ -379,30 +378,6 @@ impl Core {
             Some(_) => Err(WireError::new(ErrorCode::Denied, format!("client {client} is another user's"))),
             None => Err(WireError::new(ErrorCode::BadHandle, format!("there is no client {client}"))),
         }
-    }
-
-    /// Says where a file's windows may live. Those that may not stay where they are leave, as in a revocation.
-    pub(super) fn set_placement(
-        &mut self,
-        session: &Session,
-        request: &m::SetPlacementRequest,
-        path: &str,
-        now: u64,
-    ) -> Result<Work, WireError> {
-        let placement = Placement::from_number(request.placement)
-            .ok_or_else(|| invalid(format!("placement {}", request.placement)))?;
-        let view = self.view(session);
-        let ino = view.walk(path)?;
-        view.require_file(ino, WRITE, "place", path)?;
-        self.placements.insert(ino, placement);
-        if self.windows.has_object(ino) {
-            self.place_object(ino).map_err(|e| windows_error(&e))?;
-        }
-        // An empty range of the file: nothing has to leave.
-        let bytes = if placement == Placement::Host { 0..p2p::layout::LANE } else { 0..0 };
-        let scope = Scope::Range { object: ino, bytes };
-        let ticket = self.windows.revoke(&scope, &mut self.backing, now).map_err(|e| windows_error(&e))?;
-        Ok(Work::Revoke { ticket, since: now })
     }
 
     /// The last resort: bytes without a window.

@@ -7,7 +7,7 @@
 //! * `layouts`, `leases`: block numbers for clients, and who holds them
 //! * `jobs`: what takes longer than one turn
 //! * `permission`: who may do what (P8)
-//! * `auto`: where windows live of files that nobody has said anything about
+//! * `placing`, `auto`: where windows may live, and where those of files that nobody has said anything about
 //! * `backing`: where a window's bytes are on the drive
 //! * `stop`: how it ends
 //!
@@ -31,6 +31,7 @@ mod names;
 mod outbox;
 mod peers;
 mod permission;
+mod placing;
 mod raw;
 mod reactor;
 mod requests;
@@ -91,7 +92,7 @@ pub struct ServerOptions {
     pub grace: Duration,
     /// Bytes of host memory for the cache.
     pub host_cache: u64,
-    /// Where windows may live of files that have no setting of their own.
+    /// Where windows may live, whatever their files say. `Auto` leaves it to each file, and then to the filesystem.
     pub placement: Placement,
     /// Placements to refuse at random: every one may be, and no byte changes (P4). Refuses nothing unless a test says so.
     pub refusals: Refusals,

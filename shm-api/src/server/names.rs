@@ -247,6 +247,6 @@ pub(crate) fn stat_reply(stat: &Stat) -> StatReply {
         uid: stat.uid,
         gid: stat.gid,
         links: stat.nlink,
-        placement: 0,
+        ..StatReply::default()
     }
 }

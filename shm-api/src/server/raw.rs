@@ -46,16 +46,15 @@ impl Core {
     /// Attributes of raw memory.
     pub(super) fn raw_stat(&self, object: u64) -> Option<m::StatReply> {
         let a = self.allocations.get(&object)?;
-        Some(m::StatReply {
+        Some(self.with_placement(m::StatReply {
             ino: object,
             size: a.len,
             kind: m::KIND_FILE,
             mode: 0o600,
             uid: a.uid,
             links: u32::from(!a.name.is_empty()),
-            placement: self.placement_of(object).number(),
             ..Default::default()
-        })
+        }))
     }
 
     /// Gets raw memory, or what this client's user has allocated under that name.

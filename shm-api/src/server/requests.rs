@@ -156,7 +156,7 @@ impl Core {
                 let (_, path) = message.body::<m::Empty>()?;
                 let path = records::one_text(path)?;
                 let stat = self.view(session).stat(&path)?;
-                Ok(reply(&m::StatReply { placement: self.placement_of(stat.ino).number(), ..stat }))
+                Ok(reply(&self.with_placement(stat)))
             }
             Op::FileStat => {
                 let body: m::HandleRequest = message.body_only()?;
@@ -165,8 +165,7 @@ impl Core {
                     return Ok(reply(&stat));
                 }
                 let stat = self.backing.fs.stat(file.ino).map_err(|e| fs_error(&e))?;
-                let placement = self.placement_of(file.ino).number();
-                Ok(reply(&m::StatReply { placement, ..stat_reply(&stat) }))
+                Ok(reply(&self.with_placement(stat_reply(&stat))))
             }
             Op::List => {
                 let (body, tail) = message.body::<m::ListRequest>()?;
@@ -450,7 +449,7 @@ impl Core {
             spare_bytes: self.windows.spare_bytes(),
             reasons,
             listed,
-            placement: self.placement.number(),
+            placement: u32::from(self.placement_of(extent_fs::ROOT).0.number()),
             readers: match self.auto {
                 p2p::windows::Placement::PeersFirst => m::PLACE_HOST,
                 _ if self.windows.cmb().is_none() => m::PLACE_HOST,

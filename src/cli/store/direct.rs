@@ -1,6 +1,7 @@
 //! Files of a device that this process opened itself.
 
-use cmbfs::{DeviceUrl, Filesystem, FsStat, InodeKind, NewInode};
+use cmbfs::extent_fs::{ROOT, SetAttr};
+use cmbfs::{DeviceUrl, Filesystem, FsStat, InodeKind, NewInode, Placement};
 
 use super::{Entry, Files, PIECE, WriteJob};
 use crate::cli::device::{self, AnyDisk};
@@ -32,7 +33,11 @@ impl Direct {
     }
 }
 
-fn entry(name: &str, stat: &FsStat) -> Entry {
+/// `all`: what the root directory keeps.
+fn entry(name: &str, stat: &FsStat, all: u8) -> Entry {
+    // No server here that could have been told anything.
+    let own = if stat.ino == ROOT { 0 } else { stat.placement };
+    let (placement, placed_by) = Placement::decide(Placement::Auto, own, all);
     Entry {
         name: name.to_owned(),
         kind: match stat.kind {
@@ -48,22 +53,23 @@ fn entry(name: &str, stat: &FsStat) -> Entry {
         links: stat.nlink,
         modified_ns: stat.mtime,
         changed_ns: stat.ctime,
-        placement: None,
+        placement,
+        placed_by,
     }
 }
 
 impl Files for Direct {
     fn stat(&mut self, path: &str) -> Result<Entry, Failure> {
         let ino = self.fs.lookup(path)?;
-        Ok(entry(path, &self.fs.stat(ino)?))
+        Ok(entry(path, &self.fs.stat(ino)?, self.fs.stat(ROOT)?.placement))
     }
 
     fn list(&mut self, path: &str) -> Result<Vec<Entry>, Failure> {
-        let ino = self.fs.lookup(path)?;
+        let (ino, all) = (self.fs.lookup(path)?, self.fs.stat(ROOT)?.placement);
         self.fs
             .readdir(ino)?
             .iter()
-            .map(|found| Ok(entry(&String::from_utf8_lossy(&found.name), &self.fs.stat(found.ino)?)))
+            .map(|found| Ok(entry(&String::from_utf8_lossy(&found.name), &self.fs.stat(found.ino)?, all)))
             .collect()
     }
 
@@ -124,6 +130,17 @@ impl Files for Direct {
 
     fn rename(&mut self, from: &str, to: &str) -> Result<(), Failure> {
         Ok(self.fs.rename(from, to)?)
+    }
+
+    fn place(&mut self, path: &str, wanted: Option<Placement>) -> Result<(), Failure> {
+        let ino = self.fs.lookup(path)?;
+        if ino != ROOT && self.fs.stat(ino)?.kind == InodeKind::Directory {
+            return Err(Failure::new(format!("{path} is a directory"))
+                .hint("placement is for one file, or for the whole filesystem: /"));
+        }
+        let placement = Some(Placement::kept(wanted));
+        self.fs.set_attr(ino, &SetAttr { placement, ..SetAttr::default() })?;
+        Ok(self.fs.sync(ino)?)
     }
 
     fn sync(&mut self) -> Result<(), Failure> {

@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use super::failure::Failure;
 use super::place::Place;
+use cmbfs::{PlacedBy, Placement};
 
 /// What is known of one file or directory.
 #[derive(Clone, Debug, Serialize)]
@@ -33,9 +34,10 @@ pub(crate) struct Entry {
     pub(crate) links: u32,
     pub(crate) modified_ns: u64,
     pub(crate) changed_ns: u64,
-    /// Where a server lets its windows live.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) placement: Option<cmbfs::Placement>,
+    /// Where its windows may live; on a device, in a server that leaves it to the files.
+    pub(crate) placement: Placement,
+    /// Who says so.
+    pub(crate) placed_by: PlacedBy,
 }
 
 impl Entry {
@@ -58,6 +60,8 @@ trait Files {
     fn rmdir(&mut self, path: &str) -> Result<(), Failure>;
     fn mkdir(&mut self, path: &str) -> Result<(), Failure>;
     fn rename(&mut self, from: &str, to: &str) -> Result<(), Failure>;
+    /// Durable when it returns. `None`: no choice.
+    fn place(&mut self, path: &str, wanted: Option<Placement>) -> Result<(), Failure>;
     /// Makes changes of names durable where the place does not do so by itself.
     fn sync(&mut self) -> Result<(), Failure>;
     fn close(self: Box<Self>) -> Result<(), Failure>;
@@ -168,6 +172,11 @@ impl Store {
     pub(crate) fn rename(&mut self, from: &str, to: &str) -> Result<(), Failure> {
         let renamed = self.0.rename(from, to);
         renamed.map_err(|f| f.naming(to).doing(format!("cannot rename {from} to {to}")))
+    }
+
+    /// Keeps where a file's windows may live with it, or with the filesystem (`/`).
+    pub(crate) fn place(&mut self, path: &str, wanted: Option<Placement>) -> Result<(), Failure> {
+        self.0.place(path, wanted)
     }
 
     /// Ends cleanly: everything is durable afterwards.

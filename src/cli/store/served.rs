@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use cmbfs::{Client, ClientStat, OpenMode};
+use cmbfs::{Client, ClientStat, OpenMode, Placement};
 
 use super::{Entry, Files, PIECE, WriteJob};
 use crate::cli::failure::Failure;
@@ -31,7 +31,8 @@ fn entry(name: &str, stat: &ClientStat) -> Entry {
         links: stat.links,
         modified_ns: stat.mtime_ns,
         changed_ns: stat.ctime_ns,
-        placement: Some(stat.placement),
+        placement: stat.placement,
+        placed_by: stat.placed_by,
     }
 }
 
@@ -114,6 +115,11 @@ impl Files for Served {
 
     fn rename(&mut self, from: &str, to: &str) -> Result<(), Failure> {
         Ok(self.0.rename(from, to)?)
+    }
+
+    fn place(&mut self, path: &str, wanted: Option<Placement>) -> Result<(), Failure> {
+        self.0.set_placement(path, wanted)?;
+        Ok(())
     }
 
     fn sync(&mut self) -> Result<(), Failure> {

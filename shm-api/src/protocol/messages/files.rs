@@ -80,7 +80,9 @@ wire_struct! {
         /// Names it has.
         links: u32,
         /// Where its windows may live: the number of a [`Placement`](crate::Placement).
-        placement: u32,
+        placement: u16,
+        /// Who says so: the number of a [`PlacedBy`](crate::PlacedBy).
+        placed_by: u16,
     }
 }
 
@@ -153,10 +155,13 @@ wire_struct! {
     }
 }
 
+/// No choice of its own: a file goes by its filesystem again.
+pub const PLACEMENT_NONE: u32 = 3;
+
 wire_struct! {
     /// `SetPlacement`; the path follows. The reply is that of `Revoke`: what had to leave.
     SetPlacementRequest {
-        /// The number of a [`Placement`](crate::Placement).
+        /// The number of a [`Placement`](crate::Placement), or [`PLACEMENT_NONE`].
         placement: u32,
         /// Always 0.
         reserved: u32,

@@ -132,7 +132,7 @@ wire_struct! {
         reasons: u32,
         /// Number of client records.
         listed: u32,
-        /// Where windows of files without a setting of their own may live: the number of a [`Placement`](crate::Placement).
+        /// Where windows of files without a choice of their own may live: the number of a [`Placement`](crate::Placement).
         placement: u32,
         /// What `auto` means for readers on the processor: `PLACE_CMB`, or `PLACE_HOST` where the CMB was measured to be slow for them
         /// or there is none.
