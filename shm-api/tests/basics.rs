@@ -4,7 +4,7 @@
 mod common;
 
 use common::{SMALL, Serving};
-use shm_api::client::OpenMode;
+use shm_api::client::{ClientError, OpenMode};
 use shm_api::protocol::ErrorCode;
 
 fn pattern(len: usize, seed: u8) -> Vec<u8> {
@@ -208,4 +208,34 @@ fn bytes_are_read_even_when_no_window_can_be_placed_anywhere() {
     assert!(status.paths.iter().any(|p| p.path == "bounce"), "{status:?}");
     stop.stop();
     thread.join().unwrap().unwrap();
+}
+
+#[test]
+fn a_borrow_shows_the_bytes_in_place_and_then_a_snapshot() {
+    let serving = Serving::start(SMALL);
+    let client = serving.client();
+    let file = client.open("/a", OpenMode::create()).unwrap();
+    file.write_at(0, &vec![1; 2 * SMALL.window]).unwrap();
+    let mapped = file.map(0, 2 * SMALL.window as u64).unwrap();
+    let second = SMALL.window as u64;
+    mapped
+        .borrow(second + 5, |borrow| {
+            let byte = |at| {
+                let mut byte = [0];
+                borrow.bytes().read(at, &mut byte).unwrap();
+                byte[0]
+            };
+            assert_eq!(borrow.bytes().len(), SMALL.window);
+            mapped.write(second, &[2]).unwrap();
+            assert_eq!((byte(0), byte(1), borrow.is_current()), (2, 1, true), "nothing was copied");
+            client.revoke("/a").unwrap();
+            // Through the same mapping, which finds the new place meanwhile.
+            mapped.write(second, &[3]).unwrap();
+            assert_eq!((byte(0), borrow.is_current()), (2, false));
+        })
+        .unwrap();
+    let mut byte = [0];
+    mapped.read(second, &mut byte).unwrap();
+    assert_eq!(byte, [3]);
+    assert!(matches!(mapped.borrow(2 * second, |_| ()), Err(ClientError::OutOfRange { .. })));
 }

@@ -18,9 +18,9 @@ use crate::protocol::messages::{
 use crate::protocol::{ErrorCode, MAX_WINDOWS, Op, WireError, records};
 
 /// How often a piece is tried before the caller is told that it cannot be had.
-const TRIES: u32 = 100_000;
+pub(super) const TRIES: u32 = 100_000;
 /// How often the server may have no place for a window before it is asked for the bytes themselves.
-const REFUSALS: u32 = 16;
+pub(super) const REFUSALS: u32 = 16;
 /// How many window reads go by before the server is told which window is being read. It cannot see reads, and
 /// evicts what it believes to be unused.
 const TOUCH_EVERY: u64 = 4096;
@@ -31,17 +31,17 @@ const TOUCH_EVERY: u64 = 4096;
 /// they go on at its new place by themselves.
 #[derive(Debug)]
 pub struct Mapped {
-    file: File,
-    pages: ControlPages,
-    offset: u64,
+    pub(super) file: File,
+    pub(super) pages: ControlPages,
+    pub(super) offset: u64,
     len: u64,
-    first: u64,
+    pub(super) first: u64,
     window: u64,
-    shift: u32,
+    pub(super) shift: u32,
     flags: u32,
     maps: Vec<u64>,
-    windows: Vec<WriteHandle>,
-    view: RefCell<View>,
+    pub(super) windows: Vec<WriteHandle>,
+    pub(super) view: RefCell<View>,
     slot: RefCell<Option<Slot>>,
     counts: Cell<PathCounts>,
 }
@@ -141,7 +141,7 @@ impl Mapped {
         self.counts.set(counts);
     }
 
-    fn check(&self, offset: u64, len: usize) -> Result<(), ClientError> {
+    pub(super) fn check(&self, offset: u64, len: usize) -> Result<(), ClientError> {
         let end = offset.checked_add(len as u64);
         if end.is_some_and(|end| end <= self.len) {
             return Ok(());
@@ -307,7 +307,7 @@ impl Mapped {
 
     /// Gives way to the server, for longer the longer it takes.
     #[cold]
-    fn moving(&self, tries: u32) {
+    pub(super) fn moving(&self, tries: u32) {
         self.count(|c| c.moving += 1);
         if tries < 100 {
             std::thread::yield_now();
@@ -330,7 +330,7 @@ impl Mapped {
 
     /// Asks the server to make a window resident. False: there is no place for it now.
     #[cold]
-    fn fault(&self, index: usize, flags: u32) -> Result<bool, ClientError> {
+    pub(super) fn fault(&self, index: usize, flags: u32) -> Result<bool, ClientError> {
         self.count(|c| c.faults += 1);
         let flags = flags | self.flags;
         let offset = self.window_offset(index);
@@ -382,7 +382,7 @@ impl Mapped {
 
     /// Maps the place where a window turned out to be.
     #[cold]
-    fn reach(&self, index: usize, place: Place) -> Result<(), ClientError> {
+    pub(super) fn reach(&self, index: usize, place: Place) -> Result<(), ClientError> {
         match place.home() {
             Home::Host => {
                 let memory = self.file.map_cache(place.offset(), self.window)?;
@@ -396,7 +396,7 @@ impl Mapped {
     }
 
     #[cold]
-    fn no_window(&self, index: usize) -> ClientError {
+    pub(super) fn no_window(&self, index: usize) -> ClientError {
         let offset = self.window_offset(index);
         WireError::new(
             ErrorCode::BadHandle,
@@ -406,7 +406,7 @@ impl Mapped {
     }
 
     #[cold]
-    fn starved(&self, index: usize, what: &'static str) -> ClientError {
+    pub(super) fn starved(&self, index: usize, what: &'static str) -> ClientError {
         ClientError::Starved { offset: self.window_offset(index), times: TRIES, what }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! * [`Client`]: a connection; everything that goes by path
 //! * [`File`]: an open file: mapping, whole reads and writes, commit
-//! * [`Mapped`]: a range of it in memory; reads and writes without system calls
+//! * [`Mapped`]: a range of it in memory; reads, writes and borrows without system calls
 //! * [`Layout`]: block numbers under a lease, for the server's own user
 //! * [`Peer`]: an emulated device that does DMA to mapped windows
 //! * [`PathCounts`]: which path the bytes took
@@ -21,6 +21,7 @@
 //! assert_eq!(&word, b"hello");
 //! # Ok::<(), shm_api::client::ClientError>(())
 //! ```
+mod borrow;
 mod connection;
 mod error;
 mod file;

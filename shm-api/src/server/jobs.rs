@@ -10,10 +10,11 @@ use p2p::windows::{Ensured, PeerPath, Progress, Report, Ticket, Want};
 use super::core::{Core, windows_error};
 use super::layouts::{Granted, Wanted};
 use super::names::fs_error;
+use super::peers::PeerDma;
 use super::session::{PeerEntry, ReplyTo};
 use crate::protocol::messages::{
-    CommitReply, FaultReply, LayoutCommitReply, OpenReply, PLACE_CMB, PLACE_HOST, PLACE_NONE, PeerMapReply,
-    PeerReadReply, RevokeReply,
+    CommitReply, FaultReply, LayoutCommitReply, OpenReply, PLACE_CMB, PLACE_HOST, PLACE_NONE, PeerDmaReply,
+    PeerMapReply, PeerReadReply, RevokeReply,
 };
 use crate::protocol::{ErrorCode, WireError};
 
@@ -60,6 +61,8 @@ pub(super) enum Work {
     LayoutCommit { ino: u64, ticket: Ticket },
     /// A peer is to reach a window.
     PeerMap { peer: PeerEntry, slot: u32, write: bool, since: u64 },
+    /// A peer's DMA is to be done.
+    PeerDma(PeerDma),
     /// A peer is to have bytes of a file in its memory.
     PeerRead { peer: PeerEntry, slot: u32, ino: u64, bytes: Range<u64>, local: usize, since: u64 },
 }
@@ -72,6 +75,7 @@ pub(super) enum Answer {
     Revoke(RevokeReply),
     Commit(CommitReply),
     PeerMap(PeerMapReply),
+    PeerDma(PeerDmaReply),
     PeerRead(PeerReadReply),
     Layout(Box<Granted>),
     LayoutCommit(LayoutCommitReply),
@@ -164,6 +168,7 @@ impl Core {
                 }
                 Some(Ok(Answer::Nothing))
             }
+            Work::PeerDma(dma) => self.peer_dma(dma),
             Work::PeerRead { peer, slot, ino, bytes, local, since } => {
                 let late = now.saturating_sub(*since) > PATIENCE;
                 let moved = self.peer_read(peer, *slot, (*ino, bytes.clone()), *local, now);

@@ -6,12 +6,12 @@ use std::os::fd::OwnedFd;
 
 use extent_fs::Access;
 use p2p::counters::{Path, Reason};
-use p2p::peer::EmulatedEngine;
+use p2p::peer::{CopyId, CopyState, EmulatedEngine};
 use p2p::windows::{PeerId, PeerMapping, PeerPath, Scope};
 use rustix::fs::{SealFlags, fcntl_add_seals};
 
 use super::core::{Core, windows_error};
-use super::jobs::{Job, Work};
+use super::jobs::{Answer, Job, Work};
 use super::names::fs_error;
 use super::session::{PeerEntry, Session};
 use crate::protocol::messages as m;
@@ -23,6 +23,21 @@ use crate::protocol::{ErrorCode, MAX_MESSAGE, WireError};
 const MAX_LOCAL: u64 = 1 << 30;
 /// Bytes of records after which a list of mappings ends, so that it and the header fit a message.
 const MAX_LIST: usize = MAX_MESSAGE - 256;
+
+/// A DMA of a peer, under way.
+pub(super) struct PeerDma {
+    engine: EmulatedEngine,
+    copy: CopyId,
+    /// The device generation when it was accepted.
+    device: u64,
+    len: usize,
+    under_way: bool,
+}
+
+fn was_reset() -> WireError {
+    let text = "the device was reset, or every window was taken back; map the window again";
+    WireError::new(ErrorCode::PeerFault, text)
+}
 
 impl Core {
     pub(super) fn attach_peer(
@@ -78,11 +93,11 @@ impl Core {
         Ok(Work::PeerMap { peer, slot, write, since: now })
     }
 
-    pub(super) fn peer_dma(
+    pub(super) fn start_peer_dma(
         &mut self,
         session: &Session,
         request: &m::PeerDmaRequest,
-    ) -> Result<m::PeerDmaReply, WireError> {
+    ) -> Result<Work, WireError> {
         let peer = session.peer(request.peer)?;
         let out = match request.direction {
             m::DMA_READ => false,
@@ -94,14 +109,37 @@ impl Core {
         let len = usize::try_from(request.len).map_err(too_big)?;
         if self.windows.device_moved() {
             // Its mappings go as soon as that is dealt with; what they show now is no file's bytes.
-            let text = "the device was reset; map the window again";
-            return Err(WireError::new(ErrorCode::PeerFault, text));
+            return Err(was_reset());
         }
-        peer.engine
-            .copy(request.iova, local, len, out)
+        let device = self.windows.control().device_generation();
+        let copy = peer
+            .engine
+            .submit(request.iova, local, len, out)
             .map_err(|e| WireError::new(ErrorCode::PeerFault, e.to_string()))?;
-        self.windows.count_peer(Path::PeerToPeer, Reason::Asked, len);
-        Ok(m::PeerDmaReply { bytes: request.len })
+        Ok(Work::PeerDma(PeerDma { engine: peer.engine, copy, device, len, under_way: false }))
+    }
+
+    /// Moves a DMA on. A device takes its time: what is asked of the server in the same turn finds the DMA under way.
+    pub(super) fn peer_dma(&mut self, dma: &mut PeerDma) -> Option<Result<Answer, WireError>> {
+        if !std::mem::replace(&mut dma.under_way, true) {
+            return None;
+        }
+        let fault = |text: String| Some(Err(WireError::new(ErrorCode::PeerFault, text)));
+        loop {
+            match dma.engine.take_result(dma.copy) {
+                Some(CopyState::Queued) => dma.engine.step(1),
+                Some(CopyState::Failed(reason)) => return fault(reason),
+                None => return fault("the result of the DMA is gone".to_owned()),
+                // What it found may be what a reset left, and what it wrote may be lost.
+                Some(CopyState::Done) if self.windows.control().device_generation() != dma.device => {
+                    return Some(Err(was_reset()));
+                }
+                Some(CopyState::Done) => {
+                    self.windows.count_peer(Path::PeerToPeer, Reason::Asked, dma.len);
+                    return Some(Ok(Answer::PeerDma(m::PeerDmaReply { bytes: dma.len as u64 })));
+                }
+            };
+        }
     }
 
     pub(super) fn start_peer_revoke(

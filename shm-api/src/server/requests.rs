@@ -72,6 +72,7 @@ impl Session {
                 Ok(Answer::Revoke(body)) => self.reply(op, request, &body, &[], Vec::new()),
                 Ok(Answer::Commit(body)) => self.reply(op, request, &body, &[], Vec::new()),
                 Ok(Answer::PeerMap(body)) => self.reply(op, request, &body, &[], Vec::new()),
+                Ok(Answer::PeerDma(body)) => self.reply(op, request, &body, &[], Vec::new()),
                 Ok(Answer::PeerRead(body)) => self.reply(op, request, &body, &[], Vec::new()),
                 Ok(Answer::Layout(granted)) => {
                     self.reply(op, request, &granted.body, &granted.extents, Vec::new())
@@ -280,7 +281,10 @@ impl Core {
                 let work = self.start_peer_map(session, &message.body_only()?, now)?;
                 self.later(session, op, id, work)
             }
-            Op::PeerDma => Ok(reply(&self.peer_dma(session, &message.body_only()?)?)),
+            Op::PeerDma => {
+                let work = self.start_peer_dma(session, &message.body_only()?)?;
+                self.later(session, op, id, work)
+            }
             Op::PeerList => {
                 let (body, tail) = self.list_peers(session, &message.body_only()?)?;
                 Ok(Outcome::Reply(body.to_bytes(), tail, Vec::new()))

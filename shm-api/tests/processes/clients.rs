@@ -69,6 +69,35 @@ fn a_writer_that_is_killed_in_its_section_gives_everything_back() {
     assert!(bytes[8192..].iter().all(|&b| b == 1));
 }
 
+#[test]
+fn a_stopped_borrower_keeps_its_snapshot_and_delays_nobody() {
+    let serving = Serving::start(Setup { grace_ms: 60, ..SMALL });
+    let client = serving.client();
+    file_of(&client, &[1; WINDOW]);
+    let (stopped, mut out) = started("borrow", &[serving.socket.to_str().unwrap(), "1000"]);
+    signal(&stopped, Signal::STOP);
+    let report = client.revoke("/a").unwrap();
+    assert_eq!((report.freed_pages, report.quarantined_pages), (0, 16), "borrowed: {report:?}");
+    // One grace, to know that nobody answers; the rest is for a busy machine.
+    assert!(report.nanoseconds < 2_000_000_000, "{report:?}");
+    // Others write, commit, and take the window here and there meanwhile.
+    let file = client.open("/a", OpenMode::write()).unwrap();
+    let mapped = file.map(0, WINDOW as u64).unwrap();
+    let mut bytes = vec![0; WINDOW];
+    for round in 2..6 {
+        mapped.write(0, &[round; WINDOW]).unwrap();
+        file.commit().unwrap();
+        client.revoke_all().unwrap();
+        mapped.prefer_cmb().unwrap();
+        mapped.read(0, &mut bytes).unwrap();
+        assert!(bytes.iter().all(|b| *b == round));
+    }
+    assert_eq!(client.status().unwrap().cmb_quarantined, WINDOW as u64, "its place, and no more");
+    signal(&stopped, Signal::CONT);
+    assert_eq!(next_word(&mut out), "borrowed (false, true)", "a snapshot");
+    until("its pages come back", || client.status().unwrap().cmb_quarantined == 0);
+}
+
 /// A closed socket proves nothing about the process behind it: what it may still touch is not reused before it is dead.
 #[test]
 fn a_process_that_hangs_up_in_its_section_keeps_its_pages_until_it_is_dead() {

@@ -72,6 +72,21 @@ fn helper_process() {
                 .unwrap();
             println!("\nfenced {}", mapped.paths().fenced);
         }
+        // Borrows the window in place, says so, and looks again much later.
+        "borrow" => {
+            let client = connect(Path::new(&args[0]));
+            let mapped = client.open("/a", OpenMode::read()).unwrap().map_read(0, WINDOW as u64).unwrap();
+            let kept = mapped.borrow(0, |borrow| {
+                let (mut first, mut last) = (vec![0; WINDOW], vec![0; WINDOW]);
+                borrow.bytes().read(0, &mut first).unwrap();
+                println!("\nready");
+                // Stopped or killed here.
+                std::thread::sleep(Duration::from_millis(args[1].parse().unwrap()));
+                borrow.bytes().read(0, &mut last).unwrap();
+                (borrow.is_current(), first == last)
+            });
+            println!("\nborrowed {:?}", kept.unwrap());
+        }
         // Opens a write section by hand, closes the connection, and lives on.
         "hang up" => {
             use nvme_driver::mem::{Access, Mapping};

@@ -31,6 +31,11 @@ pub fn word(version: u64, window: usize, index: usize) -> u64 {
     version << 24 | (window as u64) << 12 | index as u64
 }
 
+/// The version that a word says it is of.
+pub fn version_of(word: &[u8]) -> u64 {
+    u64::from_le_bytes(word.try_into().unwrap()) >> 24
+}
+
 /// All words of a window in one version.
 pub fn bytes_of(version: u64, window: usize) -> Vec<u8> {
     (0..WORDS).flat_map(|index| word(version, window, index).to_le_bytes()).collect()
@@ -54,9 +59,18 @@ pub enum Count {
     HostReads,
     SentReads,
     Fenced,
+    Borrows,
+    /// Borrows whose window was taken back while they were held.
+    Snapshots,
+    /// The same, held for longer than anybody waits.
+    LongSnapshots,
+    /// Snapshots that a fenced writer stored to, late.
+    LateStores,
+    /// Borrows that a reset of the drive may have emptied.
+    LostBorrows,
 }
 
-pub const ALL_COUNTS: [Count; 15] = [
+pub const ALL_COUNTS: [Count; 20] = [
     Count::Reads,
     Count::Words,
     Count::Writes,
@@ -72,6 +86,11 @@ pub const ALL_COUNTS: [Count; 15] = [
     Count::HostReads,
     Count::SentReads,
     Count::Fenced,
+    Count::Borrows,
+    Count::Snapshots,
+    Count::LongSnapshots,
+    Count::LateStores,
+    Count::LostBorrows,
 ];
 
 pub struct Board {
@@ -157,13 +176,24 @@ impl Board {
         least.extend(seen.map(|seen| seen.max(published)));
     }
 
-    /// Demands it of what was read.
+    /// Demands it of what was read, and of whoever reads these words from now on.
     pub fn verify(&self, window: usize, first: usize, bytes: &[u8], least: &[u64], who: &str) {
+        self.check(window, first, bytes, least, who);
+        for ((nth, chunk), &least) in bytes.chunks_exact(8).enumerate().zip(least) {
+            let version = version_of(chunk);
+            if version > least {
+                self.seen(window, first + nth).fetch_max(version, Ordering::AcqRel);
+            }
+        }
+    }
+
+    /// Demands it of what was read, where others may read something older later: what a fenced writer stores into a snapshot is lost.
+    pub fn check(&self, window: usize, first: usize, bytes: &[u8], least: &[u64], who: &str) {
         let most = self.begun(window).load(Ordering::SeqCst);
         for ((nth, chunk), &least) in bytes.chunks_exact(8).enumerate().zip(least) {
             let index = first + nth;
             let got = u64::from_le_bytes(chunk.try_into().unwrap());
-            let version = got >> 24;
+            let version = version_of(chunk);
             assert_eq!(
                 got,
                 word(version, window, index),
@@ -174,9 +204,6 @@ impl Board {
                 "{who}: word {index} of window {window} is stale or lost: {version}, at least {least}"
             );
             assert!(version <= most, "{who}: word {index} of window {window} is {version}, at most {most}");
-            if version > least {
-                self.seen(window, index).fetch_max(version, Ordering::AcqRel);
-            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
@@ -10,7 +10,7 @@ use shm_api::client::{Client, ClientError, File, Mapped, OpenMode, PathCounts, P
 use shm_api::protocol::ErrorCode;
 
 use crate::board::{
-    Board, Count, FILE, FILES, PEER_WINDOWS, PEERS, PER_FILE, WINDOW, WINDOWS, WORDS, bytes_of,
+    Board, Count, FILE, FILES, PEER_WINDOWS, PEERS, PER_FILE, WINDOW, WINDOWS, WORDS, bytes_of, version_of,
 };
 use crate::common::connect;
 use crate::serve::GRACE;
@@ -80,9 +80,10 @@ impl Worker {
 
     fn turn(&mut self) {
         let done = match self.below(100) {
-            0..60 => self.read(),
-            60..84 => self.write(),
-            84..88 => self.commit(),
+            0..56 => self.read(),
+            56..80 => self.write(),
+            80..84 => self.commit(),
+            84..88 => self.borrow(),
             88..98 if self.peer.is_some() => self.peer_copies(),
             98 => {
                 let file = self.below(FILES);
@@ -158,6 +159,59 @@ impl Worker {
         self.board.add(Count::Writes, 1);
         self.board.add(Count::Sleeps, slept);
         Ok(())
+    }
+
+    /// Borrows a window in place and holds on to it, over revocations if there are any.
+    fn borrow(&mut self) -> Result<(), ClientError> {
+        let window = self.below(WINDOWS);
+        let (file, n) = (window / PER_FILE, window % PER_FILE);
+        // Mostly a moment; sometimes until it has become a snapshot, and sometimes longer than anybody waits for it.
+        let (patience, hold) = match self.below(8) {
+            0 => (GRACE * 4, GRACE * 3),
+            1..4 => (GRACE * 2, GRACE / 8),
+            _ => (Duration::ZERO, Duration::ZERO),
+        };
+        self.map(file)?;
+        self.board.least(window, 0, WORDS, &mut self.least);
+        let Some(map) = &self.maps[file] else { return Ok(()) };
+        let (board, least, bytes) = (&self.board, &self.least, &mut self.bytes);
+        map.borrow((n * WINDOW) as u64, |borrow| {
+            borrow.bytes().read(0, bytes).unwrap();
+            if borrow.is_current() {
+                board.verify(window, 0, bytes, least, "a borrower");
+            }
+            board.add(Count::Borrows, 1);
+            let until = Instant::now() + patience;
+            while borrow.is_current() && Instant::now() < until && !board.is_stopped() {
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            if borrow.is_current() {
+                return;
+            }
+            if board.has_losses() {
+                // The window may have been in a CMB that was emptied. What it was lent must be there all the same, for nobody else.
+                board.add(Count::LostBorrows, 1);
+                return;
+            }
+            // From here on it is a snapshot. A writer that was fenced may store there, but nothing that it has been told is written.
+            let published = board.published(window).load(Ordering::SeqCst);
+            borrow.bytes().read(0, bytes).unwrap();
+            board.check(window, 0, bytes, least, "a snapshot");
+            std::thread::sleep(hold);
+            let mut later = vec![0; WINDOW];
+            borrow.bytes().read(0, &mut later).unwrap();
+            board.check(window, 0, &later, least, "a snapshot, later");
+            for (index, (old, new)) in bytes.chunks_exact(8).zip(later.chunks_exact(8)).enumerate() {
+                let (was, is) = (version_of(old), version_of(new));
+                assert!(
+                    old == new || is > published && is > was,
+                    "word {index} of a snapshot of window {window} went from version {was} to {is}; {published} was published"
+                );
+            }
+            board.add(Count::Snapshots, 1);
+            board.add(Count::LongSnapshots, u64::from(hold > GRACE));
+            board.add(Count::LateStores, u64::from(*bytes != later));
+        })
     }
 
     fn commit(&mut self) -> Result<(), ClientError> {

@@ -1,8 +1,8 @@
 //! The storm: everything that this is about at once, in real processes, and every byte verified.
 //!
 //! A server on an emulated drive whose commands fail, stall, are late, are lost and answered twice, with placements refused at random; a CMB
-//! of a quarter of the working set and a host cache of half of it; four client processes that read, write and commit, two of them each
-//! with a peer that does DMA; a revoker at full speed; and somebody who stops and kills clients in the middle of whatever they do.
+//! of a quarter of the working set and a host cache of half of it; four client processes that read, write, borrow and commit, two of them each
+//! with a peer whose DMA is under way while windows are taken back; a revoker at full speed; and somebody who stops and kills clients in the middle of whatever they do.
 //!
 //! * `board`: the model: what the processes tell each other about every word, outside of what is tested
 //! * `client`: a client, with or without a peer
@@ -12,7 +12,8 @@
 //! Each 8-byte word says which version of which word of which window it is. Whoever reads demands of every word: that it is this word
 //! (not torn, no other's, not poison), that it is at least as new as what was published before the read and as what any process
 //! has read of this very word (not stale), and no newer than what was begun. Pages that a revocation freed are filled with poison by the
-//! revoker, which demands that all of it is there (no late store, no late DMA). At the end the drive must hold at least what
+//! revoker, which demands that all of it is there (no late store, no late DMA). What is borrowed is verified again after its window
+//! was taken back: a snapshot, but for what a fenced writer had begun. At the end the drive must hold at least what
 //! was published and what was seen (nothing lost). In a storm with resets of the drive the floor is what was committed.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 #![allow(unreachable_pub, reason = "rooms of one test")]

@@ -27,6 +27,8 @@ pub struct Size {
     reads: u64,
     writes: u64,
     peer_copies: u64,
+    /// Borrows that became snapshots while they were held; where the drive is reset, that may have been emptied.
+    snapshots: u64,
     faults: u64,
     stops: u64,
     kills: u64,
@@ -41,6 +43,7 @@ impl Size {
         reads: 1000,
         writes: 200,
         peer_copies: 20,
+        snapshots: 5,
         faults: 10,
         stops: 4,
         kills: 2,
@@ -53,6 +56,7 @@ impl Size {
         reads: 6000,
         writes: 1500,
         peer_copies: 150,
+        snapshots: 40,
         faults: 60,
         stops: 20,
         kills: 6,
@@ -65,6 +69,7 @@ impl Size {
         reads: 36_000,
         writes: 9000,
         peer_copies: 900,
+        snapshots: 240,
         faults: 360,
         stops: 120,
         kills: 36,
@@ -216,6 +221,8 @@ impl Storm {
                     && self.board.get(Count::Reads) >= size.reads
                     && self.board.get(Count::Writes) >= size.writes
                     && peers.iter().all(|n| *n >= size.peer_copies)
+                    && self.board.get(if size.resets { Count::LostBorrows } else { Count::Snapshots })
+                        >= size.snapshots
                     && harm.stops >= size.stops
                     && harm.kills >= size.kills;
                 if enough {
