@@ -2,7 +2,7 @@
 //! had, through a bounce buffer in host memory. Which of the two ran, and why, is known and counted (P11).
 //!
 //! Directly: the source fills its CMB by NVMe reads, the sink writes from there by NVMe writes, for which the CMB is mapped in
-//! the sink's I/O address space - for reading only.
+//! the sink's I/O address space - for reading only. Both work at once, each on its own piece of the CMB.
 //!
 //! Before the first byte goes that way it is tried: a DMA that the IOMMU refused is not always reported (some controllers complete the
 //! command all the same), and what then lies on the drive is anything. So the processor puts a pattern into the CMB, the sink writes it
@@ -10,6 +10,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::sync_channel;
 
 use nvme_driver::disk::{CmbMemory, Disk, DiskError};
 use nvme_driver::mem::PAGE;
@@ -19,8 +20,10 @@ use nvme_driver::peer_memory::PeerMemory;
 use crate::counters::{Counters, Path, Reason};
 use crate::region::{Region, RegionKind};
 
-/// Bytes moved at a time at most, in whichever way. Drives split it and keep many commands in flight.
+/// Bytes that are under way at a time at most, in whichever way. Drives split them and keep many commands in flight.
 const PIECE: usize = 4 << 20;
+/// Pieces of the CMB in turns: one is filled while the other is written.
+const PIECES: usize = 2;
 
 /// A copy failed at one of its ends.
 #[derive(Debug, thiserror::Error)]
@@ -58,11 +61,23 @@ enum Via {
     Host { buffer: Vec<u8>, why: Obstacle },
 }
 
+/// A piece of the CMB that the source has read into.
+#[derive(Clone, Copy, Debug)]
+struct Filled {
+    at: usize,
+    len: usize,
+    /// Resets of the source before it began to read.
+    resets: u64,
+}
+
 /// A way from one drive to another.
 #[derive(Debug)]
 pub struct DriveCopy {
     via: Via,
+    /// Bytes of a piece.
     piece: usize,
+    /// Pieces of the CMB.
+    pieces: usize,
     counters: Counters,
     /// Resets of the source so far: its CMB keeps nothing across one.
     resets: Arc<AtomicU64>,
@@ -79,8 +94,10 @@ impl DriveCopy {
             count.fetch_add(1, Ordering::AcqRel);
         }));
         match Self::connect(source, sink, scratch) {
-            Ok((memory, piece)) => {
-                Self { via: Via::Cmb(memory), piece, counters: Counters::default(), resets }
+            Ok((memory, len)) => {
+                let pieces = PIECES.min(len / PAGE);
+                let piece = len / pieces / PAGE * PAGE;
+                Self { via: Via::Cmb(memory), piece, pieces, counters: Counters::default(), resets }
             }
             Err(why) => Self::bounce(why),
         }
@@ -89,7 +106,7 @@ impl DriveCopy {
     /// A way through host memory, and why.
     pub fn bounce(why: Obstacle) -> Self {
         let via = Via::Host { buffer: Vec::new(), why };
-        Self { via, piece: PIECE, counters: Counters::default(), resets: Arc::default() }
+        Self { via, piece: PIECE, pieces: 1, counters: Counters::default(), resets: Arc::default() }
     }
 
     /// What is in the way of the direct path; `None` if bytes go there.
@@ -142,43 +159,87 @@ impl DriveCopy {
     ) -> Result<(), CopyError> {
         let (source_block, sink_block) =
             (u64::from(source.geometry().block_size), u64::from(sink.geometry().block_size));
-        let mut done = 0;
+        let (mut done, why) = self.directly((&mut *source, from), (&mut *sink, to), bytes, progress);
+        if let Some(why) = why {
+            tracing::warn!("no longer directly from drive to drive: {}", why.text);
+            (self.via, self.piece) = (Via::Host { buffer: Vec::new(), why }, PIECE);
+        }
         while done < bytes {
             // At most a piece, which is a usize.
             let len = (bytes - done).min(self.piece as u64) as usize;
             let (from, to) = (from + done / source_block, to + done / sink_block);
-            if let Err(why) = self.directly(source, from, sink, to, len) {
-                self.through_host(source, from, sink, to, len, why)?;
-            }
+            self.through_host(source, from, sink, to, len)?;
             done += len as u64;
             progress(len as u64);
         }
         Ok(())
     }
 
-    /// The inner error is why it has to go the other way.
+    /// Copies through the CMB, the source reading one piece of it while the sink writes another. Returns how many bytes have
+    /// arrived, and why it is not all of them.
     fn directly(
         &mut self,
-        source: &mut dyn Disk,
-        from: u64,
-        sink: &mut dyn Disk,
-        to: u64,
-        len: usize,
-    ) -> Result<(), Obstacle> {
-        let memory = match &self.via {
-            Via::Cmb(memory) => memory,
-            Via::Host { why, .. } => return Err(why.clone()),
-        };
-        let failed = |e: DiskError| Obstacle::new(Reason::Drive, e.to_string());
-        let resets = self.resets.load(Ordering::Acquire);
-        source.read_to_cmb(from, 0, len).map_err(failed)?;
-        sink.write_from_peer(to, memory, 0, len).map_err(failed)?;
-        // A read that took a reset to get through: what had arrived before it may be gone.
-        if self.resets.load(Ordering::Acquire) != resets {
-            return Err(Obstacle::new(Reason::Drive, format!("{} had to be reset", source.name())));
-        }
-        self.counters.add(Path::PeerToPeer, Reason::Asked, len);
-        Ok(())
+        (source, from): (&mut dyn Disk, u64),
+        (sink, to): (&mut dyn Disk, u64),
+        bytes: u64,
+        progress: &mut dyn FnMut(u64),
+    ) -> (u64, Option<Obstacle>) {
+        let Via::Cmb(memory) = &self.via else { return (0, None) };
+        let failed = |text: String| Obstacle::new(Reason::Drive, text);
+        let (piece, pieces, resets) = (self.piece, self.pieces, &*self.resets);
+        let (name, sink_block) = (source.name().to_owned(), u64::from(sink.geometry().block_size));
+        let counters = &mut self.counters;
+        std::thread::scope(|scope| {
+            let (free, to_fill) = sync_channel(pieces);
+            let (filled, to_write) = sync_channel(pieces);
+            for at in 0..pieces {
+                // There is room for all of them.
+                let _ = free.send(at * piece);
+            }
+            let reading = move || {
+                let block = u64::from(source.geometry().block_size);
+                let mut done = 0;
+                while done < bytes
+                    && let Ok(at) = to_fill.recv()
+                {
+                    let len = (bytes - done).min(piece as u64) as usize;
+                    let before = resets.load(Ordering::Acquire);
+                    let read = source.read_to_cmb(from + done / block, at, len);
+                    let read = read.map(|()| Filled { at, len, resets: before }).map_err(|e| e.to_string());
+                    let over = read.is_err();
+                    if filled.send(read).is_err() || over {
+                        return;
+                    }
+                    done += len as u64;
+                }
+            };
+            if let Err(e) =
+                std::thread::Builder::new().name("copy-source".to_owned()).spawn_scoped(scope, reading)
+            {
+                return (0, Some(failed(format!("no thread for the source: {e}"))));
+            }
+            let mut done = 0;
+            while done < bytes {
+                let piece = match to_write.recv() {
+                    Ok(Ok(piece)) => piece,
+                    Ok(Err(text)) => return (done, Some(failed(text))),
+                    Err(_) => return (done, Some(failed(format!("nothing more came from {name}")))),
+                };
+                if let Err(e) = sink.write_from_peer(to + done / sink_block, memory, piece.at, piece.len) {
+                    return (done, Some(failed(e.to_string())));
+                }
+                // A reset since before it was read: what had arrived by then may be gone. It may be the next piece's that is read meanwhile.
+                if resets.load(Ordering::Acquire) != piece.resets {
+                    return (done, Some(failed(format!("{name} had to be reset"))));
+                }
+                counters.add(Path::PeerToPeer, Reason::Asked, piece.len);
+                done += piece.len as u64;
+                progress(piece.len as u64);
+                // Nobody takes it when all has been read.
+                let _ = free.send(piece.at);
+            }
+            (done, None)
+        })
     }
 
     fn through_host(
@@ -188,12 +249,7 @@ impl DriveCopy {
         sink: &mut dyn Disk,
         to: u64,
         len: usize,
-        why: Obstacle,
     ) -> Result<(), CopyError> {
-        if matches!(self.via, Via::Cmb(_)) {
-            tracing::warn!("no longer directly from drive to drive: {}", why.text);
-            self.via = Via::Host { buffer: Vec::new(), why };
-        }
         let Via::Host { buffer, why } = &mut self.via else { return Ok(()) };
         buffer.resize(len, 0);
         source.read(from, buffer).map_err(CopyError::Source)?;

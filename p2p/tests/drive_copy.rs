@@ -2,12 +2,14 @@
 //! either way, and counted by the drives themselves.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 use std::sync::Arc;
+use std::time::Duration;
 
 use nvme_driver::clock::ManualClock;
 use nvme_driver::controller::{Controller, ControllerOptions};
-use nvme_driver::disk::Disk;
+use nvme_driver::disk::{Disk, DiskError, Geometry};
 use nvme_driver::emu::{CmbSupport, Config, EmulatedController, Fault, Rule, Target};
 use nvme_driver::nvme_disk::NvmeDisk;
+use nvme_driver::peer_memory::PeerMemory;
 use nvme_driver::spec::NvmOpcode;
 use p2p::counters::{Path, Reason};
 use p2p::drive_copy::{CopyError, DriveCopy, Obstacle};
@@ -163,4 +165,103 @@ fn an_end_that_fails_is_named() {
     let media = nvme_driver::spec::Status::WRITE_FAULT;
     sink.emulated.faults().inject(Rule::always(Target::io(NvmOpcode::Write as u8), Fault::Status(media)));
     assert!(matches!(run(&mut copy, &mut source, &mut sink), Err(CopyError::Sink(_))));
+}
+
+/// A sink whose writes from the source's CMB wait until the source has gone on, as far as `until` says; told how many it has done.
+struct Waiting<'a> {
+    disk: &'a mut NvmeDisk,
+    until: &'a (dyn Fn(u64) -> bool + Sync),
+    writes: u64,
+}
+
+impl Disk for Waiting<'_> {
+    fn name(&self) -> &str {
+        self.disk.name()
+    }
+    fn geometry(&self) -> &Geometry {
+        self.disk.geometry()
+    }
+    fn read(&mut self, lba: u64, into: &mut [u8]) -> Result<(), DiskError> {
+        self.disk.read(lba, into)
+    }
+    fn write(&mut self, lba: u64, from: &[u8]) -> Result<(), DiskError> {
+        self.disk.write(lba, from)
+    }
+    fn flush(&mut self) -> Result<(), DiskError> {
+        self.disk.flush()
+    }
+    fn write_zeroes(&mut self, lba: u64, blocks: u64) -> Result<(), DiskError> {
+        self.disk.write_zeroes(lba, blocks)
+    }
+    fn deallocate(&mut self, lba: u64, blocks: u64) -> Result<(), DiskError> {
+        self.disk.deallocate(lba, blocks)
+    }
+    fn write_from_peer(
+        &mut self,
+        lba: u64,
+        from: &PeerMemory,
+        offset: usize,
+        len: usize,
+    ) -> Result<(), DiskError> {
+        for _ in 0..5000 {
+            if (self.until)(self.writes) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!((self.until)(self.writes), "the source waits for write {} of the sink", self.writes);
+        self.writes += 1;
+        self.disk.write_from_peer(lba, from, offset, len)
+    }
+}
+
+/// Each write waits until the source has read all of the next piece: into another part of the CMB, then.
+#[test]
+fn the_source_reads_the_next_piece_while_the_sink_writes_one() {
+    let (mut source, mut sink) = pair(256 << 10, CmbSupport::default());
+    let mut copy = DriveCopy::direct(&mut source.disk, &mut sink.disk, 16);
+    let reader = Arc::clone(&source.emulated);
+    // Of the 63 pages that are used (the last is the trial's) two pieces of 31.
+    let piece = 31 * 4096;
+    let before = reader.counters().drive_to_cmb;
+    let until =
+        move |writes: u64| reader.counters().drive_to_cmb - before >= ((writes + 2) * piece).min(LEN as u64);
+    let mut waiting = Waiting { disk: &mut sink.disk, until: &until, writes: 0 };
+    let mut seen = Vec::new();
+    copy.copy((&mut source.disk, 8), (&mut waiting, 16), LEN as u64, &mut |n| seen.push(n)).unwrap();
+    assert_eq!((seen[0], seen.iter().sum::<u64>()), (piece, LEN as u64));
+    let moved = copy.counters().path(Path::PeerToPeer);
+    assert_eq!((moved.bytes, moved.transfers), (LEN as u64, LEN.div_ceil(piece as usize) as u64));
+    drop(copy);
+    expect_content(&mut sink);
+}
+
+/// The reset is for a read into the other piece, and takes this one's bytes with it.
+#[test]
+fn a_reset_while_the_next_piece_is_read_costs_the_one_that_is_written() {
+    let (mut source, mut sink) = pair(256 << 10, CmbSupport::default());
+    let mut copy = DriveCopy::direct(&mut source.disk, &mut sink.disk, 16);
+    let reader = Arc::clone(&source.emulated);
+    let per_piece = (31 * 4096_u64).div_ceil(source.disk.geometry().max_transfer as u64);
+    let lost = Rule { skip: per_piece, ..Rule::once(Target::io(NvmOpcode::Read as u8), Fault::Lose) };
+    source.emulated.faults().inject(lost);
+    let until = move |_: u64| reader.counters().resets > 0;
+    let mut waiting = Waiting { disk: &mut sink.disk, until: &until, writes: 0 };
+    copy.copy((&mut source.disk, 8), (&mut waiting, 16), LEN as u64, &mut |_| ()).unwrap();
+    assert_eq!(waiting.writes, 1);
+    assert_eq!(copy.counters().path(Path::PeerToPeer).bytes, 0, "the first piece was still being written");
+    assert_eq!(copy.counters().get(Path::Bounce, Reason::Drive).bytes, LEN as u64);
+    drop(copy);
+    expect_content(&mut sink);
+}
+
+/// Room for one piece only: one after the other, the same bytes.
+#[test]
+fn a_cmb_of_two_pages_will_do() {
+    let (mut source, mut sink) = pair(8192, CmbSupport::default());
+    let mut copy = DriveCopy::direct(&mut source.disk, &mut sink.disk, 16);
+    run(&mut copy, &mut source, &mut sink).unwrap();
+    let moved = copy.counters().path(Path::PeerToPeer);
+    assert_eq!((moved.bytes, moved.transfers), (LEN as u64, LEN as u64 / 4096));
+    expect_content(&mut sink);
 }
