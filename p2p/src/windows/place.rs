@@ -123,7 +123,8 @@ impl Windows {
             return Ok(Ensured::Refused(Reason::Revoked));
         }
         let placement = known.options.placement;
-        let mut why = if self.cmb.is_some() { Reason::Asked } else { Reason::NoCmb };
+        let direct = self.cmb.is_some() || self.has_own(object);
+        let mut why = if direct { Reason::Asked } else { Reason::NoCmb };
         let readers = want == Want::Auto && placement == Placement::PeersFirst;
         if readers {
             why = Reason::Policy;
