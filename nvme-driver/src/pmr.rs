@@ -257,6 +257,11 @@ impl Pmr {
         &self.memory
     }
 
+    /// Whether it is behind a bus: aligned accesses of at most 8 bytes, as [`read`](Self::read) and [`write`](Self::write) make them.
+    pub fn is_device_memory(&self) -> bool {
+        self.controller.function().bars_are_device_memory()
+    }
+
     /// Where commands of this controller find it; `None` if the controller cannot answer to it (PMRCAP.CMSS, PMRSTS.CBAI).
     pub fn bus_address(&self) -> Option<u64> {
         self.bus_address
@@ -279,7 +284,7 @@ impl Pmr {
 
     /// Copies bytes out, from `offset`.
     pub fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), PmrError> {
-        if self.controller.function().bars_are_device_memory() {
+        if self.is_device_memory() {
             device_memory::read(&self.memory, offset, into)?;
         } else {
             self.memory.read(offset, into)?;
@@ -289,7 +294,7 @@ impl Pmr {
 
     /// Stores bytes at `offset`. Not persistent before a [`barrier`](Self::barrier).
     pub fn write(&self, offset: usize, from: &[u8]) -> Result<(), PmrError> {
-        if self.controller.function().bars_are_device_memory() {
+        if self.is_device_memory() {
             device_memory::write(&self.memory, offset, from)?;
         } else {
             self.memory.write(offset, from)?;

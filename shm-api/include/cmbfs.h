@@ -54,6 +54,7 @@ enum cmbfs_op {
   CMBFS_OP_REVOKE = 36,
   CMBFS_OP_READ = 37,
   CMBFS_OP_ALLOCATE = 44,
+  CMBFS_OP_MEMORY = 45,
   CMBFS_OP_PEER_ATTACH = 48,
   CMBFS_OP_PEER_MAP = 49,
   CMBFS_OP_PEER_DMA = 50,
@@ -241,6 +242,28 @@ struct cmbfs_commit_reply {
   uint64_t from_host;
 };
 
+/* Device memory: the drive's PMR, or what a peer exports. */
+enum { CMBFS_MEMORY_PMR = 1, CMBFS_MEMORY_EXPORT = 2, CMBFS_MEMORY_SHARED = 3 };
+
+struct cmbfs_memory_request { /* a name may follow */
+  uint32_t what; /* CMBFS_MEMORY_* */
+  uint32_t reserved;
+  uint64_t peer; /* for CMBFS_MEMORY_EXPORT, else 0 */
+};
+
+struct cmbfs_memory_reply { /* fds: host cache, and the memory if given: `cmb` of a cmbfs_view of this file; a text follows */
+  uint64_t handle;
+  uint64_t ino;
+  uint64_t size;
+  uint64_t cache_len;
+  uint64_t window_size;
+  uint64_t memory_len;
+  uint64_t memory_offset; /* in its descriptor */
+  uint64_t canary;        /* offset in the memory of a word that never holds all ones; all ones: ordinary memory */
+  uint32_t reason;        /* CMBFS_CMB_*: whether the memory is given */
+  uint32_t reserved;
+};
+
 /* Layouts: block numbers under a lease. */
 enum { CMBFS_LAYOUT_READ = 1, CMBFS_LAYOUT_WRITE = 2 };
 enum { CMBFS_EXTENT_HOLE = 0, CMBFS_EXTENT_UNWRITTEN = 1, CMBFS_EXTENT_WRITTEN = 2 };
@@ -327,6 +350,8 @@ CMBFS_ASSERT_SIZE(cmbfs_fault_request, 24);
 CMBFS_ASSERT_SIZE(cmbfs_fault_reply, 16);
 CMBFS_ASSERT_SIZE(cmbfs_commit_request, 32);
 CMBFS_ASSERT_SIZE(cmbfs_commit_reply, 24);
+CMBFS_ASSERT_SIZE(cmbfs_memory_request, 16);
+CMBFS_ASSERT_SIZE(cmbfs_memory_reply, 72);
 CMBFS_ASSERT_SIZE(cmbfs_layout_map_request, 32);
 CMBFS_ASSERT_SIZE(cmbfs_layout_reply, 64);
 CMBFS_ASSERT_SIZE(cmbfs_extent_record, 32);

@@ -20,7 +20,9 @@ import struct
 import sys
 
 MAGIC, VERSION, REPLY, MAX_MESSAGE = 0x46424D43, 1, 0x8000, 32768
-HELLO, OPEN, CLOSE, STAT, LIST, MAP, UNMAP, FAULT = 1, 16, 17, 18, 20, 32, 33, 35
+HELLO, OPEN, CLOSE, STAT, LIST, MAP, UNMAP, FAULT, MEMORY = 1, 16, 17, 18, 20, 32, 33, 35, 45
+MEMORY_PMR, MEMORY_SHARED = 1, 3
+ORDINARY = (1 << 64) - 1
 LAYOUT_MAP, LAYOUT_COMMIT, LAYOUT_RELEASE, LAYOUT_RECALLS = 64, 66, 67, 68
 OPEN_READ, OPEN_WRITE, MAP_HOST = 1, 2, 2
 HOLE, UNWRITTEN, WRITTEN = 0, 1, 2
@@ -130,7 +132,26 @@ class Client:
         """Opens a file for reading; `writable`: for writing too, through a layout."""
         flags = OPEN_READ | (OPEN_WRITE if writable else 0)
         body, fds = self._call(OPEN, struct.pack("<II", flags, 0), path.encode())
-        return File(self, *struct.unpack("<5Q", body), fds[0])
+        return File(self, *struct.unpack("<5Q", body), fds[0], self._cmb)
+
+    def pmr(self):
+        """The drive's Persistent Memory Region, for reading."""
+        return self._memory(MEMORY_PMR, "")
+
+    def peer_memory(self, name):
+        """The memory of a peer that was exported under this name, for reading."""
+        return self._memory(MEMORY_SHARED, name)
+
+    def _memory(self, what, name):
+        body, fds = self._call(MEMORY, struct.pack("<IIQ", what, 0, 0), name.encode())
+        length, start, canary, reason, _ = struct.unpack_from("<3Q2I", body, 40)
+        direct = None
+        # Memory on a device wants accesses that Python does not make: the host cache serves instead.
+        if reason == 0 and canary == ORDINARY:
+            direct = mmap.mmap(fds[1], length, mmap.MAP_SHARED, mmap.PROT_READ, offset=start)
+        for fd in fds[1:]:
+            os.close(fd)
+        return File(self, *struct.unpack_from("<5Q", body), fds[0], direct)
 
     def close(self):
         """Closes the connection."""
@@ -146,8 +167,8 @@ class Client:
 class File:
     """An open file."""
 
-    def __init__(self, client, handle, ino, size, _cache_len, window_size, cache):
-        self._client, self._handle, self._cache = client, handle, cache
+    def __init__(self, client, handle, ino, size, _cache_len, window_size, cache, direct):
+        self._client, self._handle, self._cache, self._direct = client, handle, cache, direct
         self.ino, self.size, self.window_size = ino, size, window_size
 
     def map(self, offset, length):
@@ -239,10 +260,10 @@ class Mapped:
             if home not in (1, 2) or place >> 48 != device & 0xFFFF:
                 self._fault(index, 0)
                 continue
-            if home == 1 and client._cmb is None:
+            if home == 1 and self._file._direct is None:
                 self._fault(index, MAP_HOST)
                 continue
-            memory = (client._cmb, at) if home == 1 else (self._map_host(at), 0)
+            memory = (self._file._direct, at) if home == 1 else (self._map_host(at), 0)
             data = memory[0][memory[1] + inside:memory[1] + inside + length]
             if words[base // 8] == generation and words[64 // 8] == device:
                 if not client.server_alive:

@@ -89,6 +89,15 @@ with Client(sys.argv[2]) as client:
         assert window.counts["host"] == 2, window.counts
         assert window.counts["faults"] == faults, "redirected without asking the server"
         window.close()
+    with client.peer_memory("gpu") as memory:
+        window = memory.map(0, memory.size)
+        assert window.read(8190, 4) == b"memo" and window.counts["host"] == 0, window.counts
+    try:
+        client.pmr()
+    except CmbfsError as error:
+        assert error.code == 16, error
+    else:
+        raise AssertionError
     try:
         client.stat("/nothing")
     except CmbfsError as error:
@@ -105,6 +114,9 @@ fn a_python_client_lists_opens_and_reads_on_while_windows_move() {
     }
     use std::io::{BufRead, BufReader, Read, Write};
     let (serving, client) = served(&pattern(200_001));
+    let peer = client.attach_peer(16384).unwrap();
+    peer.local().write(8190, b"memory").unwrap();
+    let _exported = peer.export("gpu").unwrap();
     let mut python = Command::new("python3")
         .args(["-c", SCRIPT])
         .arg(here().join("python"))

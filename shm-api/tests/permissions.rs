@@ -50,6 +50,9 @@ fn stranger(socket: &Path) {
     denied(client.revoke_all());
     denied(client.set_placement("/public", Placement::Host));
     denied(client.set_placement("/", Placement::Host));
+    denied(client.pmr());
+    let theirs = client.peer_memory("gpu").unwrap_err();
+    assert_eq!(theirs.code(), Some(ErrorCode::NotFound), "another user's: {theirs}");
 
     // That there is a device it may know, not whose bytes that reaches.
     let list = client.peers().unwrap();
@@ -127,7 +130,16 @@ fn a_stranger_gets_what_its_uid_may_open_and_is_told_why() {
         common::skip("permissions", "only root can become somebody else");
         return;
     }
-    let serving = Serving::start(SMALL);
+    let url = "emu:ram?size=64M&cmb=4M&pmr=64K".parse().unwrap();
+    let device = nvme_driver::open(&url, &nvme_driver::OpenOptions::default()).unwrap();
+    let pmr = nvme_driver::pmr::Pmr::enable(device.controller().unwrap()).unwrap();
+    let mut disk = device.disk().unwrap();
+    extent_fs::format(&mut disk, &extent_fs::FormatOptions::default()).unwrap();
+    let filesystem = extent_fs::Filesystem::mount(disk, extent_fs::MountOptions::default()).unwrap();
+    let serving = Serving::with(filesystem, |socket| shm_api::server::ServerOptions {
+        pmr: Some(std::sync::Arc::new(pmr)),
+        ..common::options(socket, SMALL)
+    });
     let client = serving.client();
     for (path, mode) in [("/secret", 0o600), ("/public", 0o644)] {
         let file = client.open(path, OpenMode::create().mode(mode)).unwrap();
@@ -153,6 +165,8 @@ fn a_stranger_gets_what_its_uid_may_open_and_is_told_why() {
     let _held = secret.map_read(0, 100).unwrap();
     let peer = client.attach_peer(4096).unwrap();
     peer.map(&secret, 0, false).unwrap();
+    let _exported = peer.export("gpu").unwrap();
+    client.pmr().unwrap().write_at(0, b"mine").unwrap();
     assert_eq!(client.peers().unwrap().mappings.len(), 1);
     let mut process = spawn("stranger", &[serving.socket.to_str().unwrap()]);
     let child = &mut process.0;

@@ -46,6 +46,8 @@ fn decode_everything(message: &Message) {
         RevokeRequest,
         SetPlacementRequest,
         AllocateRequest,
+        MemoryRequest,
+        MemoryReply,
         RevokeReply,
         StatusReply,
         PeerAttachRequest,

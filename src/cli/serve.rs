@@ -3,18 +3,21 @@
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use cmbfs::nvme_driver::pmr::Pmr;
 use cmbfs::nvme_driver::url::{format_size, parse_size};
 use cmbfs::{Device, Placement, Server, ServerOptions};
 
 use super::device;
-use super::failure::Failure;
+use super::failure::{Failure, one_line};
 use super::units::Bytes;
 
 /// Share a filesystem with other processes until SIGINT or SIGTERM
 ///
+/// A drive with a Persistent Memory Region has it enabled, for clients to open.
 /// Prints one line that starts with "serving" once clients can connect. Ends with everything written back and durable.
 #[derive(Args, Debug)]
 #[command(
@@ -57,6 +60,20 @@ pub(crate) fn options(socket: &Path) -> ServerOptions {
     ServerOptions::new(socket)
 }
 
+/// The drive's PMR, if it has one, and what to say of it. One that cannot be enabled keeps nobody from the files.
+fn enable_pmr(device: &Device) -> (Option<Arc<Pmr>>, String) {
+    let Some(controller) = device.controller().filter(|c| c.identity().cap.pmrs()) else {
+        return (None, String::new());
+    };
+    match Pmr::enable(controller) {
+        Ok(pmr) => {
+            let text = format!(", PMR of {}", Bytes(pmr.size() as u64));
+            (Some(Arc::new(pmr)), text)
+        }
+        Err(e) => (None, format!(", PMR not served: {}", one_line(&e.to_string()))),
+    }
+}
+
 /// Mounts the filesystem and listens. Clients can connect from here on.
 pub(crate) fn prepare(device: &Device, options: ServerOptions) -> Result<Server, Failure> {
     Ok(Server::new(device::mount(device)?, options)?)
@@ -66,7 +83,9 @@ impl Serve {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let url = device::url(self.device)?;
         let device = device::open_existing(&url)?;
+        let (pmr, pmr_text) = enable_pmr(&device);
         let options = ServerOptions {
+            pmr,
             grace: Duration::from_millis(self.grace_ms),
             window_size: self.window,
             host_cache: self.host_cache,
@@ -78,7 +97,8 @@ impl Serve {
         let cmb = cmb
             .map_or("no CMB: everything from the host cache".to_owned(), |bytes| format!("CMB of {bytes}"));
         let mut out = std::io::stdout();
-        writeln!(out, "serving {url} on {} (process {}, {cmb})", self.socket.display(), std::process::id())?;
+        let (socket, id) = (self.socket.display(), std::process::id());
+        writeln!(out, "serving {url} on {socket} (process {id}, {cmb}{pmr_text})")?;
         out.flush()?;
         Ok(server.run()?)
     }

@@ -78,6 +78,14 @@ impl Report {
             Bytes(s.host_limit)
         )?;
         writeln!(out, "windows      {} in the CMB, {} in the host cache", s.cmb_windows, s.host_windows)?;
+        if s.memory_bytes > 0 {
+            let windows = Count(s.memory_windows, "window");
+            writeln!(
+                out,
+                "memory       {} of devices (PMR, peers) to open, {windows} there",
+                Bytes(s.memory_bytes)
+            )?;
+        }
         writeln!(out, "revocations  {}, {} fenced", s.revocations, Count(s.fenced, "write section"))?;
         let auto = match s.auto_reads_cmb {
             true => "the CMB",

@@ -133,6 +133,11 @@ impl Windows {
         self.objects.get(&object)?.own.as_ref()
     }
 
+    /// Whether an object has device memory of its own.
+    pub fn has_memory(&self, object: u64) -> bool {
+        self.has_own(object)
+    }
+
     pub(super) fn has_own(&self, object: u64) -> bool {
         self.own(object).is_some()
     }

@@ -75,6 +75,8 @@ impl PagesOut {
 /// Pages in quarantine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quarantine {
+    /// The object that they belonged to.
+    pub object: u64,
     /// The window that they belonged to.
     pub window: u32,
     /// CMB or host cache.
@@ -91,6 +93,7 @@ impl Windows {
     /// Pages that are not free because someone silent may still touch them.
     pub fn quarantine(&self) -> impl Iterator<Item = Quarantine> + '_ {
         self.out.iter().map(|o| Quarantine {
+            object: o.object,
             window: o.window,
             home: o.home,
             at: o.at,

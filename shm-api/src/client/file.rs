@@ -3,7 +3,8 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use super::connection::Reply;
+use p2p::region::Region;
+
 use super::layout::{Access, Layout};
 use super::mapped::Mapped;
 use super::{Client, ClientError, RevokeReport, Stat};
@@ -83,6 +84,16 @@ pub(super) struct FileInner {
     pub(super) window: u64,
     pub(super) cache: OwnedFd,
     pub(super) writable: bool,
+    pub(super) direct: Direct,
+}
+
+/// Where windows of a file are when they are not in the host cache.
+#[derive(Debug)]
+pub(super) enum Direct {
+    /// In the CMB, which the connection has, or has not.
+    Cmb,
+    /// In the device memory that the file is, or why this client has not got it.
+    Memory(Result<Region, String>),
 }
 
 impl Drop for FileInner {
@@ -101,23 +112,28 @@ impl File {
         let request = OpenRequest { flags: mode.flags, mode: mode.mode };
         let reply =
             client.inner.connection.call(Op::Open, "a file to be opened", &request, path.as_bytes())?;
-        Self::opened(client, reply, mode.flags & m::OPEN_WRITE != 0)
+        let body: OpenReply = reply.message.body_only()?;
+        let cache = reply.fds.into_iter().next();
+        Self::opened(client, &body, cache, mode.flags & m::OPEN_WRITE != 0, Direct::Cmb)
     }
 
     /// Raw memory, with the same handle.
     pub(super) fn allocate(client: Client, len: u64, name: &str) -> Result<Self, ClientError> {
         let request = AllocateRequest { len };
         let reply = client.inner.connection.call(Op::Allocate, "memory", &request, name.as_bytes())?;
-        Self::opened(client, reply, true)
+        let body: OpenReply = reply.message.body_only()?;
+        Self::opened(client, &body, reply.fds.into_iter().next(), true, Direct::Cmb)
     }
 
-    fn opened(client: Client, reply: Reply, writable: bool) -> Result<Self, ClientError> {
-        let body: OpenReply = reply.message.body_only()?;
-        let cache = reply
-            .fds
-            .into_iter()
-            .next()
-            .ok_or_else(|| ClientError::Protocol("no descriptor for the host cache".to_owned()))?;
+    pub(super) fn opened(
+        client: Client,
+        body: &OpenReply,
+        cache: Option<OwnedFd>,
+        writable: bool,
+        direct: Direct,
+    ) -> Result<Self, ClientError> {
+        let cache =
+            cache.ok_or_else(|| ClientError::Protocol("no descriptor for the host cache".to_owned()))?;
         if !body.window_size.is_power_of_two() || body.window_size < p2p::layout::MIN_WINDOW as u64 {
             return Err(ClientError::Protocol(format!("windows of {} bytes", body.window_size)));
         }
@@ -128,6 +144,7 @@ impl File {
             window: body.window_size,
             cache,
             writable,
+            direct,
         };
         Ok(Self { inner: Arc::new(inner) })
     }

@@ -10,6 +10,7 @@ use p2p::reader::Outcome;
 use p2p::region::{Region, RegionKind, View};
 use p2p::writer::{Finished, NotEntered, Slot, WriteHandle};
 
+use super::file::Direct;
 use super::path_counts::PathCounts;
 use super::{ClientError, File};
 use crate::protocol::messages::{
@@ -90,7 +91,10 @@ impl Mapped {
         let connection = &client.inner.connection;
         let kind = |canary| RegionKind::Device { canary };
         let kind = client.inner.pages.canary().map_or(RegionKind::Ordinary, kind);
-        let cmb = connection.cmb.as_ref().map(|memory| Region::new(Arc::clone(memory), 0, kind));
+        let cmb = match &mapped.file.inner.direct {
+            Direct::Cmb => connection.cmb.as_ref().map(|memory| Region::new(Arc::clone(memory), 0, kind)),
+            Direct::Memory(own) => own.as_ref().ok().cloned(),
+        };
         let host = if len == 0 {
             Vec::new()
         } else {

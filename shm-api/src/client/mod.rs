@@ -27,6 +27,7 @@ mod error;
 mod file;
 mod layout;
 mod mapped;
+mod memory;
 mod path_counts;
 mod peer;
 mod revoke;
@@ -183,6 +184,10 @@ pub struct Status {
     pub lost_bytes: u64,
     /// Bytes of the host cache in use that are kept for windows of the CMB until somebody needs the room.
     pub spare_bytes: u64,
+    /// Bytes of device memory that clients can open: a PMR, what peers export.
+    pub memory_bytes: u64,
+    /// Windows resident there.
+    pub memory_windows: u64,
     /// Where windows may live of files that have no setting of their own.
     pub placement: Placement,
     /// Whether [`Placement::Auto`] has readers on the processor in the CMB; else it was measured to be slow for them, and they get the host cache.
@@ -330,6 +335,17 @@ impl Client {
         File::allocate(self.clone(), len, name)
     }
 
+    /// The drive's Persistent Memory Region, with the API of an open file but for [`File::truncate`]: what is in it stays there, and
+    /// [`File::commit`] returns when all that was written is persistent. For the server's own user (root gets it from the host cache).
+    pub fn pmr(&self) -> Result<File, ClientError> {
+        File::memory(self.clone(), m::MEMORY_PMR, 0, "")
+    }
+
+    /// The memory of a peer that a client of this user has exported under a name ([`Peer::export`]).
+    pub fn peer_memory(&self, name: &str) -> Result<File, ClientError> {
+        File::memory(self.clone(), m::MEMORY_SHARED, 0, name)
+    }
+
     /// Attributes of a file or directory.
     pub fn stat(&self, path: &str) -> Result<Stat, ClientError> {
         let reply: StatReply =
@@ -415,6 +431,8 @@ impl Client {
             resets: s.resets,
             lost_bytes: s.lost_bytes,
             spare_bytes: s.spare_bytes,
+            memory_bytes: s.memory_bytes,
+            memory_windows: s.memory_windows,
             placement: Placement::from_number(s.placement).unwrap_or_default(),
             auto_reads_cmb: s.readers == m::PLACE_CMB,
             paths: paths.into_iter().map(PathLine::from).collect(),

@@ -131,6 +131,13 @@ impl Peer {
         &self.local
     }
 
+    /// Makes the peer's memory a file for this client and, unless `name` is empty, under that name for all of its user's
+    /// ([`Client::peer_memory`]). It stays until nobody has it open, whatever becomes of the peer. From here on its bytes are shared: what the peer or
+    /// this client does to them otherwise than through the file is not seen while a window is in the host cache.
+    pub fn export(&self, name: &str) -> Result<File, ClientError> {
+        File::memory(self.client.clone(), m::MEMORY_EXPORT, self.id, name)
+    }
+
     /// Lets the peer reach the window of `file` that holds `offset`; to write it too if `write`.
     pub fn map(&self, file: &File, offset: u64, write: bool) -> Result<PeerWindow, ClientError> {
         let request = PeerMapRequest {

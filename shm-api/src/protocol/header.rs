@@ -101,6 +101,8 @@ ops! {
     Read = 37,
     /// Get raw memory, with a handle as if it were an open file.
     Allocate = 44,
+    /// Open device memory, the drive's PMR or a peer's, with a handle as if it were a file.
+    Memory = 45,
     /// Attach an emulated peer.
     PeerAttach = 48,
     /// Map a file's range for a peer's DMA.

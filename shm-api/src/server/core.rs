@@ -6,6 +6,7 @@ use std::sync::Arc;
 use nvme_driver::clock::SystemClock;
 use nvme_driver::disk::Disk;
 use nvme_driver::mem::Mapping;
+use nvme_driver::pmr::Pmr;
 use p2p::windows::{ClientId, Config, Scope, Windows, WindowsError};
 
 use super::backing::FileBacking;
@@ -55,6 +56,8 @@ pub(crate) struct Core {
     /// Raw memory, by object.
     pub(super) allocations: BTreeMap<u64, Allocation>,
     pub(super) next_raw: u64,
+    /// The drive's PMR, which is an object.
+    pub(super) pmr: Option<Arc<Pmr>>,
     pub(super) closed: VecDeque<u64>,
     pub(super) jobs: Vec<Job>,
     pub(super) counts: Counts,
@@ -73,6 +76,9 @@ pub(super) fn windows_error(error: &WindowsError) -> WireError {
         WindowsError::UnknownClient(_) | WindowsError::UnknownPeer(_) => ErrorCode::BadHandle,
         WindowsError::Backing(_) => ErrorCode::Device,
         WindowsError::Peer(_) => ErrorCode::PeerFault,
+        WindowsError::MemoryGone(_) => ErrorCode::DataLost,
+        WindowsError::MemoryHeld { .. } => ErrorCode::NotResident,
+        WindowsError::BeyondMemory { .. } => ErrorCode::Invalid,
         WindowsError::TooFar(_) | WindowsError::NoRoomForRaw { .. } => ErrorCode::TooBig,
         _ => ErrorCode::Internal,
     };
@@ -100,7 +106,7 @@ impl Core {
         let auto = super::auto::placement(cmb.as_ref(), &SystemClock::new());
         let windows = Windows::new(cmb, config)?;
         backing.announce_resets(windows.reset_signal());
-        Ok(Self {
+        let mut core = Self {
             backing,
             windows,
             server_uid: rustix::process::geteuid().as_raw(),
@@ -112,6 +118,7 @@ impl Core {
             people: BTreeMap::new(),
             allocations: BTreeMap::new(),
             next_raw: 1,
+            pmr: None,
             closed: VecDeque::new(),
             jobs: Vec::new(),
             counts: Counts::default(),
@@ -120,7 +127,11 @@ impl Core {
             unread: Vec::new(),
             pending: false,
             deadline: None,
-        })
+        };
+        if let Some(pmr) = &options.pmr {
+            core.add_pmr(pmr)?;
+        }
+        Ok(core)
     }
 
     /// The control pages, for the server word.
@@ -224,12 +235,15 @@ impl Core {
     pub(super) fn place_object(&mut self, ino: u64) -> Result<(), WindowsError> {
         use p2p::windows::{ObjectOptions, Placement as Home};
         let unreachable = self.opened.get(&ino).is_some_and(|o| o.without_cmb > 0);
+        let own = self.allocations.get(&ino).and_then(|a| a.own.as_ref());
+        let auto = own.map_or(self.auto, super::memory::OwnMemory::auto);
         let placement = match self.placement_of(ino).0 {
-            Placement::Auto if !unreachable => self.auto,
+            Placement::Auto if !unreachable => auto,
             Placement::Cmb if !unreachable => Home::Auto,
             _ => Home::HostOnly,
         };
-        self.windows.add_object(ino, ObjectOptions { window_size: self.window_size, placement })
+        let window_size = self.window_of(ino) as usize;
+        self.windows.add_object(ino, ObjectOptions { window_size, placement })
     }
 
     /// Counts one user less. The last one of a file without a name takes it along: first its windows go, then its blocks.
@@ -244,6 +258,12 @@ impl Core {
                 return self.close_in_fs(ino);
             }
             self.opened.remove(&ino);
+        }
+        if Self::stays(ino) {
+            if let Err(e) = self.place_object(ino) {
+                tracing::warn!("the PMR: {e}");
+            }
+            return;
         }
         let nameless = self.backing.fs.stat(ino).is_ok_and(|s| s.nlink == 0);
         if nameless || self.allocations.remove(&ino).is_some() {
@@ -298,7 +318,7 @@ impl Core {
         }
         let files: Vec<OpenFile> = session.files.drain().map(|(_, file)| file).collect();
         for file in files {
-            self.close_inode(file.ino, session.has_cmb, now);
+            self.close_inode(file.ino, file.reaches, now);
         }
     }
 
@@ -349,6 +369,11 @@ impl Core {
                 tracing::error!("writing back inode {object}: {e}");
                 first_error.get_or_insert(e);
             }
+        }
+        if let Some(pmr) = &self.pmr
+            && let Err(e) = pmr.barrier()
+        {
+            tracing::error!("what was written to the PMR may not be persistent: {e}");
         }
         drop(self.windows);
         self.backing.fs.unmount()?;

@@ -71,7 +71,7 @@ impl Core {
             Ok((fd, size)) => {
                 // What nobody has been told of yet is told to whoever commits next, through this handle or another.
                 let losses = self.windows.losses(ino, &mut self.backing, now).reported;
-                let handle = session.add_file(OpenFile { ino, writable, losses });
+                let handle = session.add_file(OpenFile { ino, writable, losses, reaches: has_cmb });
                 if flags & m::OPEN_TEMPORARY != 0 {
                     session.temporary.insert(handle, path.to_owned());
                 }
@@ -103,7 +103,7 @@ impl Core {
         if let Some(path) = session.temporary.remove(&handle) {
             self.drop_temporary(session, file.ino, &path);
         }
-        self.close_inode(file.ino, session.has_cmb, now);
+        self.close_inode(file.ino, file.reaches, now);
         Ok(())
     }
 
@@ -130,7 +130,7 @@ impl Core {
         let file =
             if write { session.writable_file(request.handle)? } else { session.file(request.handle)? };
         session.room_for_map()?;
-        let size = self.window_size as u64;
+        let size = self.window_of(file.ino);
         let end = request
             .offset
             .checked_add(request.len)
@@ -216,14 +216,15 @@ impl Core {
             return Err(invalid(format!("fault flags {:#x}", request.flags)));
         }
         let slot = self.held_slot(session, request.handle, request.offset)?;
-        let want = if request.flags & m::MAP_HOST != 0 || !session.has_cmb {
+        let reaches = session.file(request.handle)?.reaches;
+        let want = if request.flags & m::MAP_HOST != 0 || !reaches {
             Want::Host
         } else if request.flags & m::MAP_CMB != 0 {
             Want::Cmb
         } else {
             Want::Auto
         };
-        let leave_cmb = !session.has_cmb;
+        let leave_cmb = !reaches;
         match self.fault(slot, want, leave_cmb, now) {
             Some(result) => result.map(Ok),
             None => Ok(Err(Work::Fault { slot, want, leave_cmb, since: now })),
@@ -272,8 +273,11 @@ impl Core {
         request: &m::CommitRequest,
     ) -> Result<Work, WireError> {
         let file = session.writable_file(request.handle)?;
-        Self::must_be_file(file.ino, "commit to")?;
+        self.must_be_kept(file.ino, "commit to")?;
         let size = self.size_of(file.ino)?;
+        if super::raw::is_raw(file.ino) && request.size > size {
+            return Err(invalid(format!("device memory of {size} bytes does not grow to {}", request.size)));
+        }
         let end = match request.len {
             0 => size.max(request.size),
             len => request.offset.saturating_add(len).min(size.max(request.size)),

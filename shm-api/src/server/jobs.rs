@@ -113,7 +113,7 @@ impl Core {
                 })))
             }
             Work::Commit { ino, at, end, size, from_cmb, from_host, losses, .. } => {
-                let step = (*at + WINDOWS_PER_TURN * self.window_size as u64).min(*end);
+                let step = (*at + WINDOWS_PER_TURN * self.window_of(*ino)).min(*end);
                 if self.awaits_lease(*ino, &(*at..step)) {
                     return None;
                 }
@@ -265,6 +265,10 @@ impl Core {
         }
         *known = losses.events;
         self.windows.losses_reported(ino);
+        if self.allocations.contains_key(&ino) {
+            let text = "the device whose memory this was is gone, and what was not in the host cache is lost with it";
+            return Err(WireError::new(ErrorCode::DataLost, text));
+        }
         let text = "the device was reset, and bytes of this file that were written and not yet committed are lost with its CMB; \
                     write them again and commit";
         Err(WireError::new(ErrorCode::DataLost, text))
@@ -272,6 +276,9 @@ impl Core {
 
     /// Makes a file durable, at least `size` bytes long (0: as long as it is). Returns its size.
     fn sync(&mut self, ino: u64, size: u64) -> Result<u64, WireError> {
+        if let Some(synced) = self.sync_memory(ino) {
+            return synced;
+        }
         let fs = &mut self.backing.fs;
         let mut commit = || -> Result<u64, FsError> {
             if size > fs.stat(ino)?.size {

@@ -3,7 +3,7 @@
 //! * `reactor`: the thread's loop: sockets, rings, deaths
 //! * `session`, `outbox`: one client's connection, and what waits to be sent to it
 //! * `core`: what is open, and by whom; the joint state
-//! * `requests`, `files`, `raw`, `names`, `peers`: what clients ask for
+//! * `requests`, `files`, `raw`, `memory`, `names`, `peers`: what clients ask for
 //! * `layouts`, `leases`: block numbers for clients, and who holds them
 //! * `jobs`: what takes longer than one turn
 //! * `permission`: who may do what (P8)
@@ -27,6 +27,7 @@ mod files;
 mod jobs;
 mod layouts;
 mod leases;
+mod memory;
 mod names;
 mod outbox;
 mod peers;
@@ -41,10 +42,12 @@ mod stop;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use extent_fs::{Filesystem, FsError};
 use nvme_driver::disk::Disk;
+use nvme_driver::pmr::Pmr;
 use p2p::refusal::Refusals;
 use p2p::windows::WindowsError;
 
@@ -62,12 +65,12 @@ use crate::transport::listener::Listener;
 #[derive(Clone)]
 pub struct Fence(FenceFn);
 
-type FenceFn = std::sync::Arc<dyn Fn(&extent_fs::Recall, &[i32]) -> bool + Send + Sync>;
+type FenceFn = Arc<dyn Fn(&extent_fs::Recall, &[i32]) -> bool + Send + Sync>;
 
 impl Fence {
     /// A fence that calls `fence` on the server's thread: it is to return within the time that others may wait.
     pub fn new(fence: impl Fn(&extent_fs::Recall, &[i32]) -> bool + Send + Sync + 'static) -> Self {
-        Self(std::sync::Arc::new(fence))
+        Self(Arc::new(fence))
     }
 
     fn fence(&self, recall: &extent_fs::Recall, pids: &[i32]) -> bool {
@@ -100,6 +103,8 @@ pub struct ServerOptions {
     pub write_back: Option<WriteBack>,
     /// For holders of layouts that do not answer a recall.
     pub fence: Option<Fence>,
+    /// The drive's Persistent Memory Region, for clients to open ([`Client::pmr`](crate::client::Client::pmr)).
+    pub pmr: Option<Arc<Pmr>>,
 }
 
 impl ServerOptions {
@@ -114,6 +119,7 @@ impl ServerOptions {
             refusals: Refusals::default(),
             write_back: Some(WriteBack::default()),
             fence: None,
+            pmr: None,
         }
     }
 }

@@ -5,12 +5,13 @@ use std::os::fd::OwnedFd;
 use p2p::windows::ObjectOptions;
 
 use super::core::{Core, windows_error};
+use super::memory::OwnMemory;
 use super::session::{OpenFile, Session};
 use crate::protocol::messages as m;
 use crate::protocol::{ErrorCode, WireError};
 
 /// Objects with this bit are raw memory; inode numbers do not come that far.
-const RAW: u64 = 1 << 63;
+pub(super) const RAW: u64 = 1 << 63;
 
 pub(super) fn is_raw(object: u64) -> bool {
     object & RAW != 0
@@ -20,9 +21,11 @@ pub(super) fn is_raw(object: u64) -> bool {
 #[derive(Clone, Debug)]
 pub(super) struct Allocation {
     pub(super) len: u64,
-    uid: u32,
+    pub(super) uid: u32,
     /// Empty: for one client alone.
-    name: String,
+    pub(super) name: String,
+    /// Device memory.
+    pub(super) own: Option<OwnMemory>,
 }
 
 fn no_file(what: &str) -> WireError {
@@ -41,6 +44,26 @@ impl Core {
     /// Refuses what only files can do.
     pub(super) fn must_be_file(object: u64, what: &str) -> Result<(), WireError> {
         if is_raw(object) { Err(no_file(what)) } else { Ok(()) }
+    }
+
+    /// Refuses what raw memory cannot be done.
+    pub(super) fn must_be_kept(&self, object: u64, what: &str) -> Result<(), WireError> {
+        match self.allocations.get(&object) {
+            Some(Allocation { own: None, .. }) => Err(no_file(what)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Bytes per window of an object.
+    pub(super) fn window_of(&self, object: u64) -> u64 {
+        let own = self.allocations.get(&object).and_then(|a| a.own.as_ref());
+        own.map_or(self.window_size, |own| own.window) as u64
+    }
+
+    /// A number that no object had.
+    pub(super) fn next_object(&mut self) -> u64 {
+        self.next_raw += 1;
+        RAW | (self.next_raw - 1)
     }
 
     /// Attributes of raw memory.
@@ -67,7 +90,14 @@ impl Core {
     ) -> Result<(m::OpenReply, OwnedFd), WireError> {
         session.room_for_file()?;
         let uid = session.identity.uid;
-        let known = self.allocations.iter().find(|(_, a)| !name.is_empty() && a.uid == uid && a.name == name);
+        let known = match self.find_memory(uid, name) {
+            Some((_, true)) => {
+                let text = format!("\"{name}\" is a peer's memory and not raw: open it as that");
+                return Err(WireError::new(ErrorCode::Exists, text));
+            }
+            Some((object, false)) => self.allocations.get_key_value(&object),
+            None => None,
+        };
         let object = match known {
             Some((_, a)) if ![0, a.len].contains(&request.len) => {
                 let text = format!("\"{name}\" has {} bytes, not {}", a.len, request.len);
@@ -79,11 +109,11 @@ impl Core {
                 return Err(WireError::new(ErrorCode::NotFound, text));
             }
             None => {
-                let object = RAW | self.next_raw;
-                self.next_raw += 1;
+                let object = self.next_object();
                 let options = ObjectOptions { window_size: self.window_size, ..ObjectOptions::default() };
                 self.windows.add_raw(object, request.len, options).map_err(|e| windows_error(&e))?;
-                self.allocations.insert(object, Allocation { len: request.len, uid, name: name.to_owned() });
+                let name = name.to_owned();
+                self.allocations.insert(object, Allocation { len: request.len, uid, name, own: None });
                 object
             }
         };
@@ -93,7 +123,12 @@ impl Core {
         let placed = self.place_object(object).and_then(|()| self.windows.host_fd(object, true));
         match placed {
             Ok(fd) => {
-                let handle = session.add_file(OpenFile { ino: object, writable: true, losses: 0 });
+                let handle = session.add_file(OpenFile {
+                    ino: object,
+                    writable: true,
+                    losses: 0,
+                    reaches: session.has_cmb,
+                });
                 let size = self.size_of(object)?;
                 let (cache_len, window_size) = (p2p::layout::LANE, self.window_size as u64);
                 Ok((m::OpenReply { handle, ino: object, size, cache_len, window_size }, fd))

@@ -28,7 +28,7 @@ fn reply<T: Wire>(body: &T) -> Outcome {
     Outcome::Reply(body.to_bytes(), Vec::new(), Vec::new())
 }
 
-fn descriptor(memory: &Arc<Mapping>) -> Result<OwnedFd, WireError> {
+pub(super) fn descriptor(memory: &Arc<Mapping>) -> Result<OwnedFd, WireError> {
     let gone = |e: std::io::Error| WireError::new(ErrorCode::Internal, format!("a descriptor: {e}"));
     let (fd, _) = memory.fd().ok_or_else(|| gone(std::io::ErrorKind::NotFound.into()))?;
     fd.try_clone_to_owned().map_err(gone)
@@ -246,6 +246,12 @@ impl Core {
                 let (reply, fd) = self.allocate(session, &body, &name, now)?;
                 Ok(Outcome::Reply(reply.to_bytes(), Vec::new(), vec![fd]))
             }
+            Op::Memory => {
+                let (body, name) = message.body::<m::MemoryRequest>()?;
+                let name = records::one_text(name)?;
+                let (reply, text, fds) = self.open_memory(session, &body, &name, now)?;
+                Ok(Outcome::Reply(reply.to_bytes(), text.into_bytes(), fds))
+            }
             Op::SetPlacement => {
                 let (body, path) = message.body::<m::SetPlacementRequest>()?;
                 let path = records::one_text(path)?;
@@ -399,16 +405,21 @@ impl Core {
 
     fn status(&self) -> Outcome {
         use p2p::layout::Home;
-        let (mut cmb_windows, mut host_windows) = (0, 0);
+        let (mut cmb_windows, mut host_windows, mut memory_windows) = (0, 0, 0);
         for (_, window) in self.windows.iter() {
             match window.home {
+                Home::Cmb if self.windows.has_memory(window.object) => memory_windows += 1,
                 Home::Cmb => cmb_windows += 1,
                 Home::Host => host_windows += 1,
                 Home::None => {}
             }
         }
-        let quarantined: usize =
-            self.windows.quarantine().filter(|q| q.home == Home::Cmb).map(|q| q.len).sum();
+        let quarantined: usize = self
+            .windows
+            .quarantine()
+            .filter(|q| q.home == Home::Cmb && !self.windows.has_memory(q.object))
+            .map(|q| q.len)
+            .sum();
         let (free, size) = self.windows.cmb_bytes();
         let counters = self.windows.counters();
         let mut tail = Vec::new();
@@ -451,6 +462,8 @@ impl Core {
             resets: counters.resets,
             lost_bytes: counters.lost_bytes,
             spare_bytes: self.windows.spare_bytes(),
+            memory_bytes: self.windows.memory_bytes(),
+            memory_windows,
             reasons,
             listed,
             placement: u32::from(self.placement_of(extent_fs::ROOT).0.number()),

@@ -27,6 +27,8 @@ pub(crate) struct OpenFile {
     pub(crate) writable: bool,
     /// Of the inode's losses (a reset of the device takes what is dirty in its CMB), how many it has been told of.
     pub(crate) losses: u64,
+    /// Whether the client can reach its windows where they are direct: it has the CMB, or the device memory that the object is.
+    pub(crate) reaches: bool,
 }
 
 /// A peer that one client has attached.

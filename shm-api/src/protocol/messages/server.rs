@@ -128,6 +128,10 @@ wire_struct! {
         lost_bytes: u64,
         /// Bytes of the host cache in use that are kept for windows of the CMB until somebody needs the room.
         spare_bytes: u64,
+        /// Bytes of device memory that are objects: a PMR, what peers export.
+        memory_bytes: u64,
+        /// Windows resident there.
+        memory_windows: u64,
         /// Number of path records.
         reasons: u32,
         /// Number of client records.

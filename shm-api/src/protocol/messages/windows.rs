@@ -193,3 +193,48 @@ wire_struct! {
         len: u64,
     }
 }
+
+/// `Memory`: the drive's Persistent Memory Region.
+pub const MEMORY_PMR: u32 = 1;
+/// `Memory`: the memory of a peer of this client, which is exported by this.
+pub const MEMORY_EXPORT: u32 = 2;
+/// `Memory`: what a client of this user has exported under the name.
+pub const MEMORY_SHARED: u32 = 3;
+
+wire_struct! {
+    /// `Memory`; a name may follow.
+    MemoryRequest {
+        /// `MEMORY_*`.
+        what: u32,
+        /// Always 0.
+        reserved: u32,
+        /// From `PeerAttach`, for `MEMORY_EXPORT`; else 0.
+        peer: u64,
+    }
+}
+
+wire_struct! {
+    /// Reply to `Memory`; why the memory itself was not given follows. Descriptors: the host cache, and the memory if `reason` is `CMB_GIVEN`.
+    MemoryReply {
+        /// Names the open memory in later requests.
+        handle: u64,
+        /// Its number.
+        ino: u64,
+        /// Size in bytes.
+        size: u64,
+        /// Length of the host cache in bytes.
+        cache_len: u64,
+        /// Bytes per window.
+        window_size: u64,
+        /// Bytes of the memory to map: where a place says "CMB", an offset in this is meant.
+        memory_len: u64,
+        /// Where it begins in its descriptor.
+        memory_offset: u64,
+        /// Offset in the memory of a word that never holds all ones, if it is a device's; all ones: it is ordinary memory.
+        canary: u64,
+        /// `CMB_*`: whether the memory is given, or why not.
+        reason: u32,
+        /// Always 0.
+        reserved: u32,
+    }
+}
