@@ -3,7 +3,7 @@
 use stateright::{Checker, HasDiscoveries, Model};
 
 use crate::protocol::Protocol;
-use crate::searches::{RESET, SMALL};
+use crate::searches::{RESET, SMALL, SPARE};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Broken {
@@ -35,6 +35,9 @@ pub enum Broken {
     LossToldAgain,
     CommandOutlivesReset,
     SweepForgotten,
+    SpareMissesHarvest,
+    ClaimedSpare,
+    SpareOutlivesItsWindow,
 }
 
 #[track_caller]
@@ -78,6 +81,15 @@ fn drive_and_truncation() {
     noticed(Broken::NoCommandClaim, Protocol { time_outs: 1, fills: 1, sections: [1, 0], ..SMALL });
     noticed(Broken::EvictionRecalls, Protocol { truncations: 1, sections: [0, 0], ..SMALL });
     noticed(Broken::FreedUnderLayout, Protocol { truncations: 1, sections: [0, 0], ..SMALL });
+}
+
+#[test]
+fn spares() {
+    noticed(Broken::SpareMissesHarvest, SPARE);
+    noticed(Broken::ClaimedSpare, SPARE);
+    noticed(Broken::ClaimedSpare, Protocol { borrows: true, ..SPARE });
+    let cut = Protocol { sections: [0, 0], truncations: 1, fills: 1, ..SPARE };
+    noticed(Broken::SpareOutlivesItsWindow, cut);
 }
 
 #[test]

@@ -8,7 +8,7 @@ impl Protocol {
     /// False: the command did not complete, and the drive may look at the page again. It has not been told anything newer by then: the
     /// driver resets the controller before it gives up on a command.
     pub fn write_back(&self, s: &mut State, late: bool) -> bool {
-        s.harvest();
+        self.harvest(s);
         let Some(home) = s.home else { return true };
         if s.discard && self.broken != Broken::NoDiscard {
             if self.broken == Broken::LossClearedByCommit {
@@ -53,22 +53,29 @@ impl Protocol {
             // It is there.
             return;
         }
-        let dest = if want == Want::Nowhere { None } else { s.first_free(to_cmb) };
+        let spare = s.spare().filter(|_| want != Want::Nowhere);
+        let dest = if want == Want::Nowhere { None } else { spare.or(s.first_free(to_cmb)) };
         if to_cmb && dest.is_none() {
             return;
         }
         s.discard = discard;
-        s.harvest();
+        self.harvest(s);
         s.changed = false;
         s.dest = dest;
         if let Some(d) = s.dest {
-            if s.is_doubtful(home) && self.broken != Broken::CopyBelieved {
+            let good = spare.is_some() && !s.outdated;
+            if !good && s.is_doubtful(home) && self.broken != Broken::CopyBelieved {
                 // Given up before anything was frozen.
                 s.dest = None;
+                if let Some(spare) = spare {
+                    s.free(spare);
+                }
                 return;
             }
             s.owner[d as usize] = Owner::Window;
-            s.pages[d as usize] = s.pages[home as usize];
+            if !good {
+                s.pages[d as usize] = s.pages[home as usize];
+            }
         } else if !self.write_back(s, late) {
             // Given up before anything was frozen.
             s.discard = false;
@@ -84,7 +91,7 @@ impl Protocol {
         if discard {
             // From now on nothing of it may reach the drive, and the move ends nowhere.
             self.redirect(s);
-            s.harvest();
+            self.harvest(s);
             s.discard = true;
             s.dirty = false;
             return;
@@ -126,7 +133,7 @@ impl Protocol {
             s.clients[c].slot = Slot::Fenced;
         }
         if s.writing_peer.mapped.is_some() {
-            (s.changed, s.dirty) = (true, true);
+            (s.changed, s.dirty, s.outdated) = (true, true, true);
             if self.broken != Broken::PeerStays {
                 Self::unmap(&mut s.writing_peer);
             }
@@ -134,9 +141,9 @@ impl Protocol {
         if self.broken != Broken::ReadingPeerSeesLateStores {
             Self::unmap(&mut s.reading_peer);
         }
-        s.harvest();
+        self.harvest(s);
         if fenced != 0 {
-            (s.changed, s.dirty) = (true, true);
+            (s.changed, s.dirty, s.outdated) = (true, true, true);
             if self.broken != Broken::NoHide {
                 s.place = None;
                 self.raise(s);
@@ -175,7 +182,7 @@ impl Protocol {
 
     pub fn publish(&self, s: &mut State, fenced: u8) {
         Self::unmap(&mut s.reading_peer);
-        let old = s.home;
+        let (old, hidden) = (s.home, s.place.is_none());
         (s.place, s.home) = (s.dest, s.dest);
         s.frozen = false;
         // The stamp is of the device generation as far as it has been dealt with.
@@ -189,6 +196,9 @@ impl Protocol {
         }
         if s.dest.is_none() {
             s.dirty = false;
+            if let Some(spare) = s.spare().filter(|_| self.broken != Broken::SpareOutlivesItsWindow) {
+                s.free(spare);
+            }
         }
         let mut claims = if self.broken == Broken::NoFenceClaim { 0 } else { fenced };
         for (c, client) in s.clients.iter().enumerate() {
@@ -202,7 +212,15 @@ impl Protocol {
             claims |= DRIVE;
         }
         if let Some(page) = old {
-            if claims == 0 { s.free(page) } else { s.owner[page as usize] = Owner::Quarantined(claims) }
+            let unclaimed = claims == 0 && !hidden || self.broken == Broken::ClaimedSpare;
+            if s.has_kinds() && !s.in_cmb(old) && s.in_cmb(s.dest) && unclaimed {
+                s.owner[page as usize] = Owner::Spare;
+                s.outdated = false;
+            } else if claims == 0 {
+                s.free(page);
+            } else {
+                s.owner[page as usize] = Owner::Quarantined(claims);
+            }
         }
         self.go_on(s);
     }

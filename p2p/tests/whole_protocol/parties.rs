@@ -2,7 +2,7 @@
 
 use crate::broken::Broken;
 use crate::protocol::Protocol;
-use crate::state::{At, LEFT, POISON, Phase, Reader, Slot, State};
+use crate::state::{At, LEFT, Owner, POISON, Phase, Reader, Slot, State};
 
 impl Protocol {
     pub fn client(&self, s: &mut State, c: usize) {
@@ -41,6 +41,9 @@ impl Protocol {
                 s.leave(c);
             }
             At::Borrowing(p) => {
+                if s.owner[p as usize] == Owner::Spare {
+                    s.wrong = Some("a borrowed page is a spare");
+                }
                 let old = client.old;
                 match s.pages[p as usize] {
                     POISON => s.wrong = Some("P2: a borrowed page was reused"),
@@ -62,6 +65,7 @@ impl Protocol {
             // The pidfd says so: no more stores. It may have stored without saying so.
             s.dirty |= (active || s.phase != Phase::Idle) && s.home.is_some();
             s.changed |= s.phase != Phase::Idle;
+            s.outdated = true;
         }
         s.answered(c);
     }

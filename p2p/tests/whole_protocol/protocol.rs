@@ -156,6 +156,7 @@ impl Model for Protocol {
             phase: Phase::Idle,
             dest: None,
             changed: false,
+            outdated: false,
             discard: false,
             by_reset: false,
             next: None,

@@ -55,11 +55,11 @@ impl Protocol {
         }
         if s.in_cmb(s.home) {
             if s.phase == Phase::Idle {
-                s.harvest();
+                self.harvest(s);
                 s.phase = Phase::Copied;
             } else {
                 self.redirect(s);
-                s.harvest();
+                self.harvest(s);
             }
             s.discard = true;
             // The truth, for the properties: this is where the bytes are given up.

@@ -48,6 +48,9 @@ const ALL: Protocol = Protocol {
 /// Two writers, a revocation and a reset, over two places in the CMB and one in the host cache.
 pub const RESET: Protocol = Protocol { revocations: 1, resets: 1, cmb: [true, true, false], ..SMALL };
 
+/// A window that goes to the host cache and back to the CMB, and to the host cache again, with a writer.
+pub const SPARE: Protocol = Protocol { revocations: 3, sections: [1, 0], cmb: [true, true, false], ..SMALL };
+
 fn holds(name: &str, model: Protocol) {
     let checker = model.checker().spawn_bfs().join();
     println!(
@@ -83,6 +86,31 @@ fn peers() {
 fn a_command_that_times_out() {
     let model = Protocol { time_outs: 1, commits: 1, fills: 1, reads: 1, ..SMALL };
     holds("time-out", model);
+}
+
+#[test]
+fn spares_and_writers() {
+    holds("spares, writers", Protocol { sections: [1, 1], reads: 1, commits: 1, ..SPARE });
+}
+
+#[test]
+fn spares_borrowers_and_deaths() {
+    holds("spares, borrowers", Protocol { borrows: true, deaths: 1, reads: 1, sections: [2, 0], ..SPARE });
+}
+
+#[test]
+fn spares_and_peers() {
+    holds("spares, peers", Protocol { peer_writes: 1, peer_reads: 1, reads: 1, ..SPARE });
+}
+
+#[test]
+fn spares_and_truncation() {
+    holds("spares, truncation", Protocol { truncations: 1, fills: 1, reads: 1, commits: 1, ..SPARE });
+}
+
+#[test]
+fn spares_and_a_reset() {
+    holds("spares, reset", Protocol { resets: 1, reads: 1, commits: 1, fills: 1, ..SPARE });
 }
 
 #[test]

@@ -16,6 +16,8 @@ pub const DRIVE: u8 = 0x80;
 pub enum Owner {
     Free,
     Window,
+    /// Left for the CMB and kept: the window's way back.
+    Spare,
     /// By bit: slots and the drive that may still touch it.
     Quarantined(u8),
 }
@@ -140,6 +142,8 @@ pub struct State {
     pub phase: Phase,
     pub dest: Option<u8>,
     pub changed: bool,
+    /// The window may have changed since it left its spare.
+    pub outdated: bool,
     pub discard: bool,
     /// It discards what a reset left.
     pub by_reset: bool,
@@ -190,6 +194,10 @@ impl State {
     /// Whether places of the CMB are told from others.
     pub fn has_kinds(&self) -> bool {
         self.cmb.contains(&true)
+    }
+
+    pub fn spare(&self) -> Option<u8> {
+        (0..).zip(&self.owner).find(|(_, o)| **o == Owner::Spare).map(|(p, _)| p)
     }
 
     pub fn in_cmb(&self, place: Option<u8>) -> bool {
@@ -260,6 +268,11 @@ impl State {
                 // Of those who still look there, none cares for more than that it is not poison, nor what a reset left.
                 self.pages[page] = self.drive;
             }
+        }
+        match self.spare() {
+            Some(spare) if self.outdated => self.pages[spare as usize] = self.drive,
+            Some(_) => {}
+            None => self.outdated = false,
         }
         for client in &mut self.clients {
             if let At::Stored(v) | At::Marked(v) = &mut client.at

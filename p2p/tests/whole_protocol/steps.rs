@@ -41,7 +41,7 @@ impl State {
     }
 
     pub fn store(&mut self, page: u8, who: &'static str) -> u8 {
-        if self.owner[page as usize] == Owner::Free {
+        if matches!(self.owner[page as usize], Owner::Free | Owner::Spare) {
             self.wrong = Some(who);
         }
         let version = self.fresh();
@@ -49,13 +49,6 @@ impl State {
             self.pages[page as usize] = version;
         }
         version
-    }
-
-    pub fn harvest(&mut self) {
-        if std::mem::take(&mut self.bit) {
-            self.dirty = true;
-            self.changed = true;
-        }
     }
 
     /// The server looks at what this client may still do no more: its slot changed, or it is dead for sure.
@@ -93,6 +86,13 @@ impl State {
 }
 
 impl Protocol {
+    pub fn harvest(&self, s: &mut State) {
+        if std::mem::take(&mut s.bit) {
+            (s.dirty, s.changed) = (true, true);
+            s.outdated |= self.broken != Broken::SpareMissesHarvest;
+        }
+    }
+
     pub fn raise(&self, s: &mut State) {
         if self.broken != Broken::NoRecheck {
             s.reader = Reader::Idle;
@@ -182,7 +182,7 @@ impl Protocol {
             Do::LateCommand => {
                 if let Some(Command { page, fills }) = s.command.take() {
                     let owner = s.owner[page as usize];
-                    if owner == Owner::Free || (fills && owner == Owner::Window) {
+                    if matches!(owner, Owner::Free | Owner::Spare) || (fills && owner == Owner::Window) {
                         s.wrong = Some("P2: a drive command reached a reused page");
                     }
                 }
