@@ -259,6 +259,24 @@ fn a_placement_of_a_newer_program_is_no_damage_and_is_kept() {
 }
 
 #[test]
+fn a_repair_keeps_placements() {
+    let mut c = image();
+    for (ino, placement) in [(1, 2), (3, 3)] {
+        let item = c.item(INODE, ino);
+        c.put(item.body + 63, &[placement]);
+        c.seal(item.inside);
+    }
+    let item = c.item(INODE, 3);
+    c.put(item.body + 56, &9u32.to_le_bytes());
+    c.seal(item.inside);
+    let mut disk = RamDisk::from_image(c.bytes, 512);
+    let report = check(&mut disk, &CheckOptions { repair: true, force: false }).unwrap();
+    assert!(!report.findings.is_empty() && report.is_clean(), "{:?}", report.findings);
+    let fs = Filesystem::mount(disk, MountOptions::default()).unwrap();
+    assert_eq!([1, 3].map(|ino| fs.stat(ino).unwrap().placement), [2, 3]);
+}
+
+#[test]
 fn an_image_without_placements_gets_the_feature_with_its_next_checkpoint() {
     let mut c = image();
     for s in c.superblocks() {

@@ -16,6 +16,7 @@ struct Fsx {
     fs: Filesystem<RamDisk>,
     ino: Ino,
     want: Vec<u8>,
+    placement: u8,
     log: Vec<String>,
 }
 
@@ -64,7 +65,7 @@ impl Fsx {
             _ => 4096 * (1 + dice.below(8)),
         } as usize;
         let at = if dice.one_in(3) { at / 4096 * 4096 } else { at };
-        let what = dice.below(12);
+        let what = dice.below(13);
         self.log.push(format!("{what} {at} {len}"));
         let (at64, len64) = (at as u64, len as u64);
         match what {
@@ -100,9 +101,16 @@ impl Fsx {
                 let disk = self.fs.disk().clone();
                 self.fs = Filesystem::mount(disk, MountOptions::default()).unwrap();
             }
+            12 => {
+                self.placement = dice.below(u64::from(PLACEMENT_MAX) + 1) as u8;
+                let set = SetAttr { placement: Some(self.placement), ..SetAttr::default() };
+                self.fs.set_attr(self.ino, &set).unwrap();
+            }
             _ => self.verify(at, len),
         }
-        assert_eq!(self.fs.stat(self.ino).unwrap().size, self.want.len() as u64, "{}", self.log.join("\n"));
+        let stat = self.fs.stat(self.ino).unwrap();
+        let want = (self.want.len() as u64, self.placement);
+        assert_eq!((stat.size, stat.placement), want, "{}", self.log.join("\n"));
     }
 }
 
@@ -116,7 +124,8 @@ fn one_file_against_a_byte_string() {
         format(&mut disk, &FormatOptions { log_bytes: Some(128 << 10), ..Default::default() }).unwrap();
         let mut fs = Filesystem::mount(disk, MountOptions::default()).unwrap();
         let ino = fs.create("/f", &NewInode::file()).unwrap();
-        let mut fsx = Fsx { fs, ino, want: Vec::new(), log: vec![format!("CMBFS_SEED={seed}")] };
+        let mut fsx =
+            Fsx { fs, ino, want: Vec::new(), placement: 0, log: vec![format!("CMBFS_SEED={seed}")] };
         for i in 0..env("CMBFS_FSX_OPS", 3000) {
             fsx.step(&mut dice);
             if i % 50 == 0 {
