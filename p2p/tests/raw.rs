@@ -5,7 +5,8 @@ mod common;
 use common::{Client, Rig, config, writing};
 use p2p::layout::Home;
 use p2p::reader::Outcome;
-use p2p::windows::{Config, Ensured, Hold, ObjectOptions, Scope, Want, WindowsError};
+use p2p::refusal::Refusals;
+use p2p::windows::{Config, Ensured, Hold, Losses, ObjectOptions, Scope, Want, WindowsError};
 use p2p::writer::Finished;
 
 const W: usize = 16 * 1024;
@@ -119,4 +120,56 @@ fn a_reset_costs_what_was_in_the_cmb_and_nothing_else() {
     assert_eq!(&c.read(holds[1].handle, 0, 3).1, b"raw");
     assert_eq!(&c.read(holds[2].handle, 0, 3).1, b"raw");
     assert_eq!(&c.read(holds[2].handle, 4096, 4).1, b"more");
+}
+
+/// Refused a place in the host cache, it has none but where it began.
+#[test]
+fn a_reset_during_a_move_into_the_cmb_leaves_it_where_it_was() {
+    let (mut rig, c) = rig();
+    let hold = rig.hold(&c, RAW, 0, true);
+    rig.ensure_want(&hold, Want::Host);
+    write(&c, &hold, b"raw");
+    let mut slot = c.slots.take().unwrap();
+    let mut section = slot.write(&c.control, writing(&hold), &c.view).unwrap();
+    section.write(4096, b"more").unwrap();
+    rig.windows.promote(hold.handle.index, &mut rig.drive, rig.now);
+    rig.windows.set_refusals(Refusals::new(1, 1000));
+    rig.windows.reset_signal().raise();
+    rig.drive.cmb.zero(0, 8 * W).unwrap();
+    assert_eq!(section.finish(), Finished::Done);
+    rig.poll();
+    rig.poll();
+    assert_eq!(&c.read(hold.handle, 0, 3).1, b"raw");
+    assert_eq!(c.read(hold.handle, 4096, 4), (Outcome::Copied(Home::Host), b"more".to_vec()));
+    assert_eq!(rig.windows.losses(RAW, &mut rig.drive, rig.now), Losses::default());
+}
+
+#[test]
+fn files_make_room_for_raw_memory_that_is_revoked() {
+    let (mut rig, c) = rig();
+    rig.object(7, 16 * W, W);
+    for n in 0..16 {
+        let file = rig.hold(&c, 7, n * W as u64, true);
+        rig.ensure_want(&file, Want::Host);
+    }
+    let hold = rig.hold(&c, RAW, 0, true);
+    rig.ensure_want(&hold, Want::Cmb);
+    write(&c, &hold, b"raw");
+    let ticket = rig.windows.revoke(&Scope::Everything, &mut rig.drive, rig.now).unwrap();
+    assert_eq!(rig.finish(ticket).failed, Vec::<String>::new());
+    assert_eq!(c.read(hold.handle, 0, 3), (Outcome::Copied(Home::Host), b"raw".to_vec()));
+}
+
+/// A revocation of everything that cannot move it says so, and does not close it for ever.
+#[test]
+fn raw_memory_that_cannot_be_moved_is_open_where_it_stays() {
+    let (mut rig, c) = rig();
+    let hold = rig.hold(&c, RAW, 0, true);
+    rig.ensure_want(&hold, Want::Cmb);
+    write(&c, &hold, b"raw");
+    rig.windows.set_refusals(Refusals::new(1, 1000));
+    let ticket = rig.windows.revoke(&Scope::Everything, &mut rig.drive, rig.now).unwrap();
+    assert_eq!(c.read(hold.handle, 0, 3).0, Outcome::DeviceMoved);
+    assert_eq!(rig.finish(ticket).failed.len(), 1);
+    assert_eq!(c.read(hold.handle, 0, 3), (Outcome::Copied(Home::Cmb), b"raw".to_vec()));
 }

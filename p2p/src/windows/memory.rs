@@ -245,8 +245,8 @@ impl Windows {
         if own.region.present() { Ok(()) } else { Err(WindowsError::MemoryGone(object)) }
     }
 
-    /// A move to nowhere would leave the bytes where a fenced writer may still store: it ends in the host cache.
-    pub(super) fn turn_from_held(
+    /// A move to nowhere would leave the bytes where a fenced writer may still store, or with nobody: it ends in the host cache.
+    pub(super) fn turn_to_host(
         &mut self,
         index: u32,
         backing: &mut dyn Backing,
@@ -257,7 +257,11 @@ impl Windows {
         self.make_host_room(index, 0, backing, now);
         let at = self.take_host(index, 0).map_err(|why| {
             tracing::debug!("window {index} has no place in the host cache: {why}");
-            WindowsError::MemoryHeld { object, offset }
+            if self.is_raw(object) {
+                WindowsError::RawKept
+            } else {
+                WindowsError::MemoryHeld { object, offset }
+            }
         })?;
         if let Some(m) = self.window_mut(index).and_then(|w| w.moving.as_mut()) {
             m.turn_to_host(at);

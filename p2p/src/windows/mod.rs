@@ -169,6 +169,9 @@ pub enum WindowsError {
         /// Where the window begins.
         offset: u64,
     },
+    /// Raw memory that was to leave its place has no other now.
+    #[error("raw memory has no other place now, and there is nothing behind it")]
+    RawKept,
     /// The device whose memory the object is does not answer any more.
     #[error("the device is gone whose memory object {0} was, and what was in it is lost")]
     MemoryGone(u64),

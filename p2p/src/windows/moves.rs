@@ -131,14 +131,17 @@ impl Windows {
         }
         // What was marked before now is in the bytes that step 1 copies; a spare is to know of it.
         self.harvest(index);
+        if raw && request.to == Home::Host {
+            // It has no other place: those that have one give way.
+            self.make_host_room(index, 0, backing, now);
+        }
         let (to, dest, stale) = self.destination(index, &request);
         if from == to {
             return self.settle_all(&request.tickets, Outcome::Already);
         }
         if to == Home::None && !request.discard && raw {
             self.keep_raw(index);
-            let why = "raw memory has no other place now, and there is nothing behind it".to_owned();
-            return self.settle_all(&request.tickets, Outcome::Failed(why));
+            return self.settle_all(&request.tickets, Outcome::Failed(WindowsError::RawKept.to_string()));
         }
         request.to = to;
         let discard = request.discard;
@@ -207,21 +210,13 @@ impl Windows {
     }
 
     /// The place that a move from the host cache was to end at is lost: it ends nowhere, by way of the drive; or, if there is nothing behind
-    /// the window, at another place in the host cache.
+    /// the window, at another place in the host cache or where it began.
     pub(super) fn redirect_from_cmb(&mut self, index: u32) {
         let Some(w) = self.window(index) else { return };
         if w.moving.as_ref().is_none_or(|m| m.request.to != Home::Cmb) {
             return;
         }
-        let raw = self.is_raw(w.object);
         self.redirect(index);
-        if raw
-            && let Ok(at) = self.take_host(index, 0)
-            && let Some(m) = self.window_mut(index).and_then(|w| w.moving.as_mut())
-        {
-            (m.request.to, m.dest, m.copied) = (Home::Host, at, 0);
-            m.changed.add_all();
-        }
     }
 
     /// Has a move end nowhere, and gives back the place that it had taken.
@@ -395,8 +390,9 @@ impl Windows {
             m.hidden = true;
         }
         let (to, dest, discard) = (m.request.to, m.dest, m.request.discard);
-        let in_the_way = to == Home::None && !discard && self.leaves_held(index);
-        let turned = if in_the_way { self.turn_from_held(index, backing, now) } else { Ok(()) };
+        let in_the_way =
+            to == Home::None && !discard && (self.leaves_held(index) || self.has_nothing_behind(index));
+        let turned = if in_the_way { self.turn_to_host(index, backing, now) } else { Ok(()) };
         let (to, dest) = if in_the_way { self.goal(index) } else { (to, dest) };
         let safe = if let Err(e) = turned {
             Err(e)
@@ -520,6 +516,12 @@ impl Windows {
         self.enlist(home, key, len as u64);
         self.moving.retain(|i| *i != index);
         self.counters.moves_failed += 1;
+        if !m.frozen()
+            && let Err(e) = self.restamp(index)
+        {
+            // It was announced to move: it is open where it stays.
+            tracing::error!("window {index}: {e}");
+        }
         let timed_out = matches!(error, WindowsError::Backing(crate::backing::BackingError::TimedOut(_)));
         let dest = PagesOut {
             window: index,

@@ -32,10 +32,18 @@ impl Windows {
         self.objects.get(&object).is_some_and(|o| o.raw.is_some())
     }
 
-    /// A raw window does not go nowhere: it is where it was, and can be chosen again.
+    /// Whether a window that goes nowhere is lost.
+    pub(super) fn has_nothing_behind(&self, index: u32) -> bool {
+        self.window(index).is_some_and(|w| self.is_raw(w.object))
+    }
+
+    /// A raw window does not go nowhere: it is where it was, can be chosen again, and is open even if everything was announced to move.
     pub(super) fn keep_raw(&mut self, index: u32) {
         let Some(w) = self.window(index) else { return };
         let (key, len, home) = (w.key(), w.len as u64, w.home);
         self.enlist(home, key, len);
+        if let Err(e) = self.restamp(index) {
+            tracing::error!("window {index}: {e}");
+        }
     }
 }

@@ -11,7 +11,9 @@ use p2p::backing::{Backing, BackingError};
 use p2p::control::{ControlPages, WindowHandle};
 use p2p::reader::Outcome;
 use p2p::region::{Region, RegionKind, View};
-use p2p::windows::{ClientId, Config, Ensured, Hold, ObjectOptions, Progress, Report, Ticket, Want, Windows};
+use p2p::windows::{
+    ClientId, Config, Ensured, Hold, ObjectOptions, Progress, Report, ResetSignal, Ticket, Want, Windows,
+};
 use p2p::writer::{Slots, WriteHandle};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
@@ -25,12 +27,61 @@ pub struct Drive {
     pub time_out_reads: bool,
     pub host_bytes: u64,
     rng: Option<(Xoshiro256PlusPlus, u64)>,
+    resets: Option<Resets>,
 }
+
+/// A controller that is reset now and then, and loses its CMB.
+#[derive(Debug)]
+struct Resets {
+    signal: ResetSignal,
+    rng: Xoshiro256PlusPlus,
+    per_mille: u64,
+    happened: u64,
+    /// Between a reset and the moment in which the windows know of it.
+    unnoticed: bool,
+}
+
+/// What a reset leaves in every byte of the CMB.
+pub const LEFT: u8 = 0xee;
 
 impl Drive {
     /// Fails `per_mille` of 1000 transfers into or out of the CMB.
     pub fn unreliable(&mut self, seed: u64, per_mille: u64) {
         self.rng = Some((Xoshiro256PlusPlus::seed_from_u64(seed), per_mille));
+    }
+
+    /// Resets the controller in the middle of `per_mille` of 1000 transfers, after it has said so.
+    pub fn resets(&mut self, signal: ResetSignal, seed: u64, per_mille: u64) {
+        let rng = Xoshiro256PlusPlus::seed_from_u64(seed);
+        let (happened, unnoticed) = self.resets.as_ref().map_or((0, false), |r| (r.happened, r.unnoticed));
+        self.resets = Some(Resets { signal, rng, per_mille, happened, unnoticed });
+    }
+
+    /// How often it was reset.
+    pub fn reset_count(&self) -> u64 {
+        self.resets.as_ref().map_or(0, |r| r.happened)
+    }
+
+    /// Resets it now.
+    pub fn reset(&mut self) {
+        let Some(r) = self.resets.as_mut() else { return };
+        r.signal.raise();
+        self.cmb.write(0, &vec![LEFT; self.cmb.len()]).unwrap();
+        (r.happened, r.unnoticed) = (r.happened + 1, true);
+    }
+
+    fn perhaps_reset(&mut self) {
+        if self.resets.as_mut().is_some_and(|r| r.rng.next_u64() % 1000 < r.per_mille) {
+            self.reset();
+        }
+    }
+
+    /// As the driver does: what is to come from a CMB that was lost is not sent.
+    fn cmb_is_good(&self) -> Result<(), BackingError> {
+        if self.resets.as_ref().is_some_and(|r| r.unnoticed) {
+            return Err(failed("a write from a CMB that was lost"));
+        }
+        Ok(())
     }
 
     fn failing(&mut self) -> Result<(), BackingError> {
@@ -71,11 +122,16 @@ impl Backing for Drive {
         self.failing()?;
         let mut bytes = vec![0; len];
         self.bytes(object, offset, &mut bytes);
-        self.cmb.write(at, &bytes).unwrap();
+        // Commands that had completed are not sent again after a reset.
+        let (first, second) = bytes.split_at(len / 2);
+        self.cmb.write(at, first).unwrap();
+        self.perhaps_reset();
+        self.cmb.write(at + first.len(), second).unwrap();
         Ok(())
     }
 
     fn read_to_host(&mut self, object: u64, offset: u64, into: &mut [u8]) -> Result<(), BackingError> {
+        self.perhaps_reset();
         self.host_bytes += into.len() as u64;
         self.bytes(object, offset, into);
         Ok(())
@@ -92,9 +148,14 @@ impl Backing for Drive {
             return Err(failed("write"));
         }
         self.failing()?;
+        self.cmb_is_good()?;
         let mut bytes = vec![0; len];
         self.cmb.read(at, &mut bytes).unwrap();
-        self.set(object, offset, &bytes);
+        let (first, second) = bytes.split_at(len / 2);
+        self.set(object, offset, first);
+        self.perhaps_reset();
+        self.cmb_is_good()?;
+        self.set(object, offset + first.len() as u64, second);
         Ok(())
     }
 
@@ -102,9 +163,16 @@ impl Backing for Drive {
         if self.fail_writes {
             return Err(failed("write"));
         }
+        self.perhaps_reset();
         self.host_bytes += from.len() as u64;
         self.set(object, offset, from);
         Ok(())
+    }
+
+    fn reset_noticed(&mut self) {
+        if let Some(r) = self.resets.as_mut() {
+            r.unnoticed = false;
+        }
     }
 }
 
@@ -200,6 +268,7 @@ impl Rig {
             time_out_reads: false,
             host_bytes: 0,
             rng: None,
+            resets: None,
         };
         Self { windows: Windows::new(memory, config).unwrap(), drive, now: 0 }
     }

@@ -3,6 +3,7 @@
 use p2p::counters::Reason;
 use p2p::layout::Home;
 use p2p::reader::Outcome;
+use p2p::refusal::Refusals;
 use p2p::windows::{Ensured, Progress, Scope};
 use p2p::writer::Finished;
 
@@ -82,4 +83,22 @@ fn nothing_reaches_the_drive_after_a_truncation_during_a_move() {
     assert_eq!(section.finish(), Finished::Done);
     rig.finish(evicted);
     assert!(rig.drive.objects[&7].iter().all(|b| *b == 0xee), "a truncated window was written back");
+}
+
+/// The same when all windows are revoked at once: nobody is kept out of it for as long as the drive fails.
+#[test]
+fn a_window_that_does_not_follow_a_mass_revocation_is_open_where_it_is() {
+    let mut rig = rig();
+    let c = rig.client();
+    let hold = rig.hold(&c, 7, 0, true);
+    rig.ensure(&hold);
+    let mut slot = c.slots.take().unwrap();
+    let mut s = slot.write(&c.control, writing(&hold), &c.view).unwrap();
+    s.write(0, b"precious").unwrap();
+    assert_eq!(s.finish(), Finished::Done);
+    rig.drive.fail_writes = true;
+    rig.windows.set_refusals(Refusals::new(1, 1000));
+    let ticket = rig.windows.revoke(&Scope::Everything, &mut rig.drive, rig.now).unwrap();
+    assert_eq!(rig.finish(ticket).failed.len(), 1);
+    assert_eq!(c.read(hold.handle, 0, 8), (Outcome::Copied(Home::Cmb), b"precious".to_vec()));
 }
