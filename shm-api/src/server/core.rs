@@ -10,7 +10,7 @@ use nvme_driver::pmr::Pmr;
 use p2p::windows::{ClientId, Config, Scope, Windows, WindowsError};
 
 use super::backing::FileBacking;
-use super::jobs::{Answer, Job, Work};
+use super::jobs::{Answer, Job, Unsynced, Work};
 use super::raw::{Allocation, is_raw};
 use super::session::{OpenFile, ReplyTo, Session};
 use super::{ServerError, ServerOptions};
@@ -58,6 +58,8 @@ pub(crate) struct Core {
     pub(super) next_raw: u64,
     /// The drive's PMR, which is an object.
     pub(super) pmr: Option<Arc<Pmr>>,
+    /// Raw memory that nobody has any more and of which pages are in quarantine. Its numbers are not used again.
+    pub(super) leaving: Vec<u64>,
     pub(super) closed: VecDeque<u64>,
     pub(super) jobs: Vec<Job>,
     pub(super) counts: Counts,
@@ -119,6 +121,7 @@ impl Core {
             allocations: BTreeMap::new(),
             next_raw: 1,
             pmr: None,
+            leaving: Vec::new(),
             closed: VecDeque::new(),
             jobs: Vec::new(),
             counts: Counts::default(),
@@ -169,40 +172,29 @@ impl Core {
         let polled = self.windows.poll(&mut self.backing, now);
         (self.pending, self.deadline) = (polled.pending, polled.deadline);
         let mut busy = polled.worked;
+        self.leaving.retain(|object| !self.windows.remove_object(*object));
         self.step_leases(|id| {
             let ring = sessions.get(&id).and_then(|s| s.ring.as_ref());
             if let Some(Err(e)) = ring.map(|ring| ring.recall()) {
                 tracing::warn!(id, "a client cannot be told of a recall: {e}");
             }
         });
-        let mut waiting = Vec::new();
+        let (mut waiting, mut to_sync) = (Vec::new(), Vec::new());
         for mut job in std::mem::take(&mut self.jobs) {
             match self.advance(&mut job, now) {
+                None if matches!(job.work, Work::Sync(_)) => to_sync.push(job),
                 None => waiting.push(job),
                 Some(result) => {
                     busy = true;
-                    let Some((id, to)) = job.to else { continue };
-                    let Some(session) = sessions.get_mut(&id) else {
-                        if let Ok(Answer::Layout(granted)) = &result {
-                            // Nobody was told of it.
-                            self.leave_layout(granted.lease, id);
-                        }
-                        continue;
-                    };
-                    if let Work::Commit { handle, losses, .. } = job.work
-                        && let Some(file) = session.files.get_mut(&handle)
-                    {
-                        file.losses = losses;
-                    }
-                    if let (Err(_), Work::Truncate { opened: Some((reply, _)), .. }) = (&result, &job.work)
-                        && let Err(e) = self.close(session, reply.handle, now)
-                    {
-                        tracing::debug!("a file that could not be opened after all: {e}");
-                    }
-                    if session.answer(to, result).is_err() {
-                        self.unread.push(id);
-                    }
+                    self.finish(sessions, job, result, now);
                 }
+            }
+        }
+        if !to_sync.is_empty() {
+            // Whoever commits while this flush is under way shares the next one.
+            busy = true;
+            for (job, result) in self.sync_waiting(to_sync, now) {
+                self.finish(sessions, job, result, now);
             }
         }
         // Jobs may have started others.
@@ -210,6 +202,42 @@ impl Core {
         self.jobs = waiting;
         self.pending |= !self.jobs.is_empty();
         busy
+    }
+
+    /// Answers a job that is done.
+    fn finish(
+        &mut self,
+        sessions: &mut BTreeMap<u32, Session>,
+        job: Job,
+        result: Result<Answer, WireError>,
+        now: u64,
+    ) {
+        let Some((id, to)) = job.to else { return };
+        let Some(session) = sessions.get_mut(&id) else {
+            if let Ok(Answer::Layout(granted)) = &result {
+                // Nobody was told of it.
+                self.leave_layout(granted.lease, id);
+            }
+            return;
+        };
+        let losses = match job.work {
+            Work::Commit { handle, losses, .. } => Some((handle, losses)),
+            Work::Sync(Unsynced { by_handle: Some(written), .. }) => Some((written.handle, written.losses)),
+            _ => None,
+        };
+        if let Some((handle, losses)) = losses
+            && let Some(file) = session.files.get_mut(&handle)
+        {
+            file.losses = losses;
+        }
+        if let (Err(_), Work::Truncate { opened: Some((reply, _)), .. }) = (&result, &job.work)
+            && let Err(e) = self.close(session, reply.handle, now)
+        {
+            tracing::debug!("a file that could not be opened after all: {e}");
+        }
+        if session.answer(to, result).is_err() {
+            self.unread.push(id);
+        }
     }
 
     /// Clients that left their replies unread.

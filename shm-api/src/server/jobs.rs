@@ -43,6 +43,8 @@ pub(super) enum Work {
     Revoke { ticket: Ticket, since: u64 },
     /// Dirty windows are to be written back, from `at` on, and the file synced. Losses beyond the first `losses` make it an error.
     Commit { ino: u64, handle: u64, at: u64, end: u64, size: u64, from_cmb: u64, from_host: u64, losses: u64 },
+    /// What a commit wrote, or a layout's holder, is to be durable: with all that wait, in one flush.
+    Sync(Unsynced),
     /// Windows behind a file's new end are to go; then the file is cut. If that was part of opening it, its reply.
     Truncate {
         ino: u64,
@@ -65,6 +67,22 @@ pub(super) enum Work {
     PeerDma(PeerDma),
     /// A peer is to have bytes of a file in its memory.
     PeerRead { peer: PeerEntry, slot: u32, ino: u64, bytes: Range<u64>, local: usize, since: u64 },
+}
+
+/// A commit of which everything is on the drive, and nothing known to be durable.
+pub(super) struct Unsynced {
+    pub(super) ino: u64,
+    /// Of a commit by a client through its handle; else of a layout.
+    pub(super) by_handle: Option<Written>,
+}
+
+/// What a commit through a handle has done so far.
+#[derive(Clone, Copy)]
+pub(super) struct Written {
+    pub(super) handle: u64,
+    pub(super) from_cmb: u64,
+    pub(super) from_host: u64,
+    pub(super) losses: u64,
 }
 
 /// What a finished job has to say.
@@ -112,7 +130,7 @@ impl Core {
                     nanoseconds: now.saturating_sub(*since),
                 })))
             }
-            Work::Commit { ino, at, end, size, from_cmb, from_host, losses, .. } => {
+            Work::Commit { ino, handle, at, end, size, from_cmb, from_host, losses } => {
                 let step = (*at + WINDOWS_PER_TURN * self.window_of(*ino)).min(*end);
                 if self.awaits_lease(*ino, &(*at..step)) {
                     return None;
@@ -128,15 +146,25 @@ impl Core {
                 if *at < *end {
                     return None;
                 }
-                let synced = self.sync(*ino, *size);
-                // Last of all: the device may be reset as late as in that flush.
-                let synced = self.none_lost(*ino, losses, now).and(synced);
-                let (from_cmb, from_host) = (*from_cmb, *from_host);
-                Some(synced.map(|size| {
-                    self.counts.commits += 1;
-                    Answer::Commit(CommitReply { size, from_cmb, from_host })
-                }))
+                // A device's own memory is not the filesystem's: it has nothing to share.
+                if let Some(synced) = self.sync_memory(*ino) {
+                    let synced = self.none_lost(*ino, losses, now).and(synced);
+                    let (from_cmb, from_host) = (*from_cmb, *from_host);
+                    return Some(synced.map(|size| {
+                        self.counts.commits += 1;
+                        Answer::Commit(CommitReply { size, from_cmb, from_host })
+                    }));
+                }
+                if let Err(e) = self.grow(*ino, *size) {
+                    return Some(self.none_lost(*ino, losses, now).and(Err(e)));
+                }
+                let written =
+                    Written { handle: *handle, from_cmb: *from_cmb, from_host: *from_host, losses: *losses };
+                job.work = Work::Sync(Unsynced { ino: *ino, by_handle: Some(written) });
+                None
             }
+            // When everybody has had a turn: `sync_waiting`.
+            Work::Sync(_) => None,
             Work::Truncate { ino, size, excluded, ticket, opened } => {
                 let (ino, size, excluded) = (*ino, *size, excluded.clone());
                 let report = self.done(*ticket)?;
@@ -153,8 +181,10 @@ impl Core {
             Work::Forget { ino, ticket } => {
                 let ino = *ino;
                 let report = self.done(*ticket)?;
-                if report.failed.is_empty() && report.quarantined_bytes == 0 {
-                    self.windows.remove_object(ino);
+                // While a silent client may still touch its pages it is counted, and no longer.
+                let gone = report.failed.is_empty() && self.windows.remove_object(ino);
+                if !gone && super::raw::is_raw(ino) {
+                    self.leaving.push(ino);
                 }
                 self.close_in_fs(ino);
                 Some(Ok(Answer::Nothing))
@@ -179,7 +209,9 @@ impl Core {
             Work::Layout(wanted) => self.advance_layout(wanted, now),
             Work::LayoutCommit { ino, ticket } => {
                 let (ino, ticket) = (*ino, *ticket);
-                self.advance_layout_commit(ino, ticket)
+                self.done(ticket)?;
+                job.work = Work::Sync(Unsynced { ino, by_handle: None });
+                None
             }
             Work::PeerMap { peer, slot, write, since } => {
                 let (id, slot, write) = (peer.id, *slot, *write);
@@ -274,19 +306,37 @@ impl Core {
         Err(WireError::new(ErrorCode::DataLost, text))
     }
 
-    /// Makes a file durable, at least `size` bytes long (0: as long as it is). Returns its size.
-    fn sync(&mut self, ino: u64, size: u64) -> Result<u64, WireError> {
-        if let Some(synced) = self.sync_memory(ino) {
-            return synced;
-        }
+    /// Has a file be at least `size` bytes long.
+    fn grow(&mut self, ino: u64, size: u64) -> Result<(), WireError> {
         let fs = &mut self.backing.fs;
-        let mut commit = || -> Result<u64, FsError> {
-            if size > fs.stat(ino)?.size {
-                fs.truncate(ino, size)?;
-            }
-            fs.sync(ino)?;
-            Ok(fs.stat(ino)?.size)
+        let mut grown = || -> Result<(), FsError> {
+            if size > fs.stat(ino)?.size { fs.truncate(ino, size) } else { Ok(()) }
         };
-        commit().map_err(|e| fs_error(&e))
+        grown().map_err(|e| fs_error(&e))
+    }
+
+    /// Makes all commits durable that wait for it, in one flush, and answers them.
+    pub(super) fn sync_waiting(&mut self, jobs: Vec<Job>, now: u64) -> Vec<(Job, Result<Answer, WireError>)> {
+        let synced = self.backing.fs.sync_all().map_err(|e| fs_error(&e));
+        let mut answered = Vec::with_capacity(jobs.len());
+        for mut job in jobs {
+            let Work::Sync(waiting) = &mut job.work else { continue };
+            let ino = waiting.ino;
+            let mut result = synced.clone();
+            if let Some(written) = &mut waiting.by_handle {
+                // Last of all: the device may be reset as late as in that flush.
+                result = self.none_lost(ino, &mut written.losses, now).and(result);
+            }
+            let size = self.backing.fs.stat(ino).map(|s| s.size).map_err(|e| fs_error(&e));
+            let result = result.and(size).map(|size| match waiting.by_handle {
+                Some(Written { from_cmb, from_host, .. }) => {
+                    self.counts.commits += 1;
+                    Answer::Commit(CommitReply { size, from_cmb, from_host })
+                }
+                None => Answer::LayoutCommit(LayoutCommitReply { size }),
+            });
+            answered.push((job, result));
+        }
+        answered
     }
 }

@@ -286,18 +286,6 @@ impl Core {
         Ok(Work::LayoutCommit { ino, ticket })
     }
 
-    /// The windows are gone: makes it durable.
-    pub(super) fn advance_layout_commit(
-        &mut self,
-        ino: u64,
-        ticket: Ticket,
-    ) -> Option<Result<Answer, WireError>> {
-        self.done(ticket)?;
-        let fs = &mut self.backing.fs;
-        let size = fs.sync_all().and_then(|()| fs.stat(ino)).map(|s| s.size);
-        Some(size.map(|size| Answer::LayoutCommit(m::LayoutCommitReply { size })).map_err(|e| fs_error(&e)))
-    }
-
     /// A holder gives back what it was asked for, or all.
     pub(super) fn release_layout(
         &mut self,

@@ -7,6 +7,7 @@ use rand_xoshiro::rand_core::{Rng, SeedableRng};
 use shm_api::client::{Client, OpenMode};
 use shm_api::protocol::messages::{self as m, HelloRequest};
 use shm_api::protocol::{ErrorCode, Op, header};
+use shm_api::server::ServerOptions;
 use shm_api::transport::ring::{RING_LEN, word};
 
 use crate::common::{SMALL, Serving, until};
@@ -249,4 +250,44 @@ fn the_client_that_is_one_too_many_is_told_the_limit() {
     assert!(silent[0].is_closed());
     others.pop();
     until("there is room again", || Client::connect(&serving.socket).is_ok());
+}
+
+#[test]
+fn raw_memory_that_was_closed_in_a_write_section_is_counted_until_the_section_ends_and_no_longer() {
+    use nvme_driver::mem::{Access, Mapping};
+    use std::sync::atomic::Ordering;
+    let size = WINDOW as u64;
+    // Room for two windows of raw memory: half of the host cache.
+    let host_cache = 4 * size;
+    let serving = Serving::start_with(SMALL, |options| ServerOptions { host_cache, ..options });
+    let client = serving.client();
+    let raw = Raw::connect(&serving.socket);
+    let slots = Mapping::from_fd(raw.hello().remove(1), 0, 8192, Access::ReadWrite).unwrap();
+    let ask = |op: Op, body: &[u8]| {
+        raw.socket.send(body, &[]).unwrap();
+        let (message, _) = raw.receive().unwrap();
+        assert_eq!((message.op, message.error()), (op, None));
+        message
+    };
+    let request = |op: Op, body: Result<Vec<u8>, _>| ask(op, &body.unwrap());
+    let len = 2 * size;
+    let allocate = m::AllocateRequest { len };
+    let opened = request(Op::Allocate, header::encode(Op::Allocate, false, 2, 0, &allocate, &[]));
+    let handle = opened.body_only::<m::OpenReply>().unwrap().handle;
+    let map = m::MapRequest { handle, offset: 0, len, flags: m::MAP_WRITE, reserved: 0 };
+    request(Op::Map, header::encode(Op::Map, false, 3, 0, &map, &[]));
+    let fault = m::FaultRequest { handle, offset: 0, flags: m::MAP_WRITE, reserved: 0 };
+    let placed = request(Op::Fault, header::encode(Op::Fault, false, 4, 0, &fault, &[]));
+    let placed = placed.body_only::<m::FaultReply>().unwrap();
+    assert_eq!(placed.place, m::PLACE_CMB);
+    // Active, for writing, that slot, the first section: which a revocation fences, and which is never ended.
+    slots.u64_at(0).unwrap().store(1 | u64::from(placed.slot) << 3 | 1 << 31, Ordering::SeqCst);
+    assert_eq!(client.revoke_all().unwrap().fenced, 1);
+    let close = m::HandleRequest { handle };
+    request(Op::Close, header::encode(Op::Close, false, 5, 0, &close, &[]));
+    assert_eq!(client.status().unwrap().cmb_quarantined, size);
+    assert_eq!(client.allocate(size).unwrap_err().code(), Some(ErrorCode::TooBig), "it may still be written");
+    slots.u64_at(0).unwrap().store(0, Ordering::SeqCst);
+    until("its pages are free", || client.status().unwrap().cmb_used == 0);
+    until("there is room again", || client.allocate(len).is_ok());
 }
