@@ -1,5 +1,5 @@
 //! Commits of many clients share flushes, and are durable all the same when they are answered.
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 mod common;
 
