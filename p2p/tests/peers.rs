@@ -401,41 +401,6 @@ fn what_goes_the_long_way_to_a_peer_is_counted_with_the_reason() {
     assert_eq!(rig.windows.counters().path(p2p::counters::Path::Bounce).transfers, 1);
 }
 
-/// An engine on a fabric that does not keep the processors' caches coherent.
-#[derive(Debug)]
-struct NotCoherent(EmulatedEngine);
-
-impl Mapper for NotCoherent {
-    fn name(&self) -> &str {
-        self.0.name()
-    }
-    fn map(
-        &mut self,
-        m: &Arc<Mapping>,
-        bus: u64,
-        offset: usize,
-        len: usize,
-        access: DmaAccess,
-    ) -> Result<u64, PeerError> {
-        self.0.map(m, bus, offset, len, access)
-    }
-    fn unmap(&mut self, iova: u64, len: usize) -> Result<(), PeerError> {
-        self.0.unmap(iova, len)
-    }
-    fn stop(&mut self, iova: u64, len: usize) {
-        self.0.stop(iova, len);
-    }
-    fn drained(&mut self, iova: u64, len: usize) -> bool {
-        self.0.drained(iova, len)
-    }
-    fn is_mapped(&mut self, iova: u64, len: usize) -> bool {
-        self.0.is_mapped(iova, len)
-    }
-    fn is_coherent(&self) -> bool {
-        false
-    }
-}
-
 /// What of `engine`'s memory is to be in the object from `to` on.
 fn bounce(rig: &mut Rig, engine: &EmulatedEngine, to: std::ops::Range<u64>) -> Ensured {
     let from = (engine.local().as_ref(), 64);
@@ -445,8 +410,8 @@ fn bounce(rig: &mut Rig, engine: &EmulatedEngine, to: std::ops::Range<u64>) -> E
 #[test]
 fn a_peer_that_is_not_coherent_only_reads_and_what_it_writes_goes_through_host_memory() {
     let (mut rig, c, hold) = rig();
-    let engine = EmulatedEngine::new("dma0", 4 * W).unwrap();
-    let peer = rig.windows.register_peer(Box::new(NotCoherent(engine.clone())));
+    let engine = EmulatedEngine::new("dma0", 4 * W).unwrap().not_coherent();
+    let peer = rig.windows.register_peer(Box::new(engine.clone()));
     let refused = rig.windows.map_peer(peer, hold.handle.index, true, &mut rig.drive, rig.now).unwrap();
     assert_eq!(refused, PeerPath::Bounce(Reason::NotCoherent));
     let counted = |rig: &Rig| rig.windows.counters().get(p2p::counters::Path::Bounce, Reason::NotCoherent);

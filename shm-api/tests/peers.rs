@@ -118,3 +118,66 @@ fn without_a_cmb_a_peers_read_goes_through_host_memory_counted_with_the_reason()
     let bounced = status.paths.iter().find(|p| p.path == "bounce" && p.reason == "no CMB");
     assert_eq!(bounced.map(|p| p.bytes), Some(bytes.len() as u64), "{status:?}");
 }
+
+/// Writes `bytes` window by window out of the peer's memory; which ways they took.
+fn write_all(peer: &Peer, file: &shm_api::client::File, bytes: &[u8]) -> Vec<(bool, String)> {
+    let mut ways = Vec::new();
+    for offset in (0..bytes.len() as u64).step_by(W as usize) {
+        let len = W.min(bytes.len() as u64 - offset);
+        peer.local().write(0, &bytes[offset as usize..(offset + len) as usize]).unwrap();
+        let moved = peer.write(file, offset, 0, len).unwrap();
+        assert_eq!(moved.bytes, len);
+        ways.push((moved.direct, moved.reason));
+    }
+    ways
+}
+
+#[test]
+fn a_peer_that_is_not_coherent_reads_by_dma_and_writes_through_host_memory_and_status_says_why() {
+    let serving = Serving::start(SMALL);
+    let client = serving.client();
+    let (old, new) = (pattern(2 * W as usize, 4), pattern(2 * W as usize, 5));
+    let file = file(&client, "/a", &old);
+    let held = file.map(0, old.len() as u64).unwrap();
+    let peer = client.attach_incoherent_peer(W).unwrap();
+    assert!(read_all(&peer, &file, &old).iter().all(|(direct, _)| *direct));
+    let refused = peer.map(&file, 0, true).unwrap_err().to_string();
+    assert!(refused.contains("peer DMA is not coherent"), "{refused}");
+    let ways = write_all(&peer, &file, &new);
+    assert!(ways.iter().all(|(direct, why)| !direct && why == "peer DMA is not coherent"), "{ways:?}");
+    let mut got = vec![0; new.len()];
+    held.read(0, &mut got).unwrap();
+    assert!(got == new, "what the peer wrote did not arrive");
+    assert!(read_all(&peer, &file, &new).iter().all(|(direct, _)| *direct));
+    let status = client.status().unwrap();
+    let counted = status.paths.iter().find(|p| p.path == "bounce" && p.reason == "peer DMA is not coherent");
+    assert_eq!(counted.map(|p| p.bytes), Some(new.len() as u64), "{status:?}");
+    // Durable like anything else, and not to be had through a file that is open for reading only.
+    file.commit().unwrap();
+    client.revoke("/a").unwrap();
+    held.read(0, &mut got).unwrap();
+    assert!(got == new);
+    let read_only = client.open("/a", OpenMode::read()).unwrap();
+    let _held = read_only.map_read(0, W).unwrap();
+    assert!(peer.write(&read_only, 0, 0, 8).unwrap_err().to_string().contains("reading only"));
+}
+
+#[test]
+fn a_peers_write_takes_the_cmb_where_it_may() {
+    let serving = Serving::start(SMALL);
+    let client = serving.client();
+    let (old, new) = (pattern(2 * W as usize, 6), pattern(2 * W as usize, 7));
+    let file = file(&client, "/a", &old);
+    let held = file.map(0, old.len() as u64).unwrap();
+    let peer = client.attach_peer(W).unwrap();
+    assert!(write_all(&peer, &file, &new).iter().all(|(direct, why)| *direct && why == "asked for"));
+    let mut got = vec![0; new.len()];
+    held.read(0, &mut got).unwrap();
+    assert!(got == new, "what the peer wrote did not arrive");
+    let status = client.status().unwrap();
+    let peer_bytes: u64 = status.paths.iter().filter(|p| p.path == "peer to peer").map(|p| p.bytes).sum();
+    assert_eq!(peer_bytes, new.len() as u64, "{status:?}");
+    for (offset, local, len) in [(0, 0, W + 1), (W - 1, 0, 2), (0, 1, W), (0, 0, 0), (u64::MAX, 0, 8)] {
+        assert!(peer.write(&file, offset, local, len).is_err(), "{offset} {local} {len}");
+    }
+}

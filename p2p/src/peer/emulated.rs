@@ -69,6 +69,7 @@ pub struct EmulatedEngine {
     name: String,
     domain: Arc<Domain>,
     local: Arc<Mapping>,
+    coherent: bool,
     state: Arc<Mutex<State>>,
 }
 
@@ -82,8 +83,14 @@ impl EmulatedEngine {
             name: name.to_owned(),
             domain: Domain::new(name),
             local: Mapping::memfd(name, len.max(PAGE).next_multiple_of(PAGE))?,
+            coherent: true,
             state: Arc::new(Mutex::new(State { next_iova: IOVA_BASE, ..State::default() })),
         })
+    }
+
+    /// The same engine on a fabric that does not keep the processors' caches coherent: it gets windows for reading only.
+    pub fn not_coherent(self) -> Self {
+        Self { coherent: false, ..self }
     }
 
     /// Its local memory.
@@ -235,5 +242,8 @@ impl Mapper for EmulatedEngine {
     fn is_mapped(&mut self, iova: u64, len: usize) -> bool {
         self.domain.is_mapped(iova, len, DmaAccess::Read)
             || self.domain.is_mapped(iova, len, DmaAccess::Write)
+    }
+    fn is_coherent(&self) -> bool {
+        self.coherent
     }
 }

@@ -462,7 +462,12 @@ impl Client {
 
     /// Attaches an emulated peer with `local_len` bytes (a multiple of 4 KiB) of memory of its own.
     pub fn attach_peer(&self, local_len: u64) -> Result<Peer, ClientError> {
-        Peer::attach(self.clone(), local_len)
+        Peer::attach(self.clone(), local_len, 0)
+    }
+
+    /// The same for a peer whose DMA is not coherent with the processors' caches, as on some fabrics: it reaches windows for reading only.
+    pub fn attach_incoherent_peer(&self, local_len: u64) -> Result<Peer, ClientError> {
+        Peer::attach(self.clone(), local_len, crate::protocol::messages::PEER_NOT_COHERENT)
     }
 
     /// Every peer of the server, and what is mapped for them.

@@ -34,12 +34,12 @@ pub struct PeerWindow {
     pub in_cmb: bool,
 }
 
-/// How bytes got into a peer's memory.
+/// How bytes got into a peer's memory, or out of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerTransfer {
     /// How many.
     pub bytes: u64,
-    /// Whether the peer fetched them from the CMB itself; if not, they went through host memory.
+    /// Whether the peer did it by DMA to the CMB; if not, they went through host memory.
     pub direct: bool,
     /// Why that way.
     pub reason: String,
@@ -111,8 +111,8 @@ impl PeerList {
 }
 
 impl Peer {
-    pub(super) fn attach(client: Client, local_len: u64) -> Result<Self, ClientError> {
-        let request = PeerAttachRequest { local_len };
+    pub(super) fn attach(client: Client, local_len: u64, flags: u32) -> Result<Self, ClientError> {
+        let request = PeerAttachRequest { local_len, flags, reserved: 0 };
         let reply = client.inner.connection.call(Op::PeerAttach, "a peer", &request, &[])?;
         let body: PeerAttachReply = reply.message.body_only()?;
         let fd = reply
@@ -170,9 +170,26 @@ impl Peer {
     /// Brings `len` bytes of `file` from `offset`, all in one mapped window, to `local` in the peer's memory: by its own DMA from the CMB
     /// where that is possible, else through host memory. Says which of the two it was, and why.
     pub fn read(&self, file: &File, offset: u64, local: u64, len: u64) -> Result<PeerTransfer, ClientError> {
+        self.copy(Op::PeerRead, "a peer's read", file, offset, local, len)
+    }
+
+    /// Brings `len` bytes at `local` in the peer's memory to `offset` of `file`, all in one window that is mapped for writing: by the
+    /// peer's own DMA, else through host memory, as for [`read`](Self::read).
+    pub fn write(&self, file: &File, offset: u64, local: u64, len: u64) -> Result<PeerTransfer, ClientError> {
+        self.copy(Op::PeerWrite, "a peer's write", file, offset, local, len)
+    }
+
+    fn copy(
+        &self,
+        op: Op,
+        what: &'static str,
+        file: &File,
+        offset: u64,
+        local: u64,
+        len: u64,
+    ) -> Result<PeerTransfer, ClientError> {
         let request = m::PeerReadRequest { peer: self.id, handle: file.inner.handle, offset, local, len };
-        let reply: m::PeerReadReply =
-            self.client.inner.connection.ask(Op::PeerRead, "a peer's read", &request, &[])?;
+        let reply: m::PeerReadReply = self.client.inner.connection.ask(op, what, &request, &[])?;
         let reason = ALL_REASONS.iter().find(|r| **r as u32 == reply.reason);
         Ok(PeerTransfer {
             bytes: reply.bytes,

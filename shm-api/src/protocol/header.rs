@@ -117,6 +117,8 @@ ops! {
     PeerList = 53,
     /// Copy bytes of a file into a peer's memory, by whichever path there is.
     PeerRead = 54,
+    /// Copy bytes out of a peer's memory into a file, by whichever path there is.
+    PeerWrite = 55,
     /// Get the device's blocks behind a range of an open file, under a lease.
     LayoutMap = 64,
     /// Hold a lease that another process was given.

@@ -65,8 +65,8 @@ pub(super) enum Work {
     PeerMap { peer: PeerEntry, slot: u32, write: bool, since: u64 },
     /// A peer's DMA is to be done.
     PeerDma(PeerDma),
-    /// A peer is to have bytes of a file in its memory.
-    PeerRead { peer: PeerEntry, slot: u32, ino: u64, bytes: Range<u64>, local: usize, since: u64 },
+    /// A peer is to have bytes of a file in its memory; or a file bytes of that, `out`.
+    PeerCopy { peer: PeerEntry, slot: u32, ino: u64, bytes: Range<u64>, local: usize, out: bool, since: u64 },
 }
 
 /// A commit of which everything is on the drive, and nothing known to be durable.
@@ -94,7 +94,7 @@ pub(super) enum Answer {
     Commit(CommitReply),
     PeerMap(PeerMapReply),
     PeerDma(PeerDmaReply),
-    PeerRead(PeerReadReply),
+    PeerCopy(PeerReadReply),
     Layout(Box<Granted>),
     LayoutCommit(LayoutCommitReply),
 }
@@ -199,11 +199,16 @@ impl Core {
                 Some(Ok(Answer::Nothing))
             }
             Work::PeerDma(dma) => self.peer_dma(dma),
-            Work::PeerRead { peer, slot, ino, bytes, local, since } => {
+            Work::PeerCopy { peer, slot, ino, bytes, local, out, since } => {
                 let late = now.saturating_sub(*since) > PATIENCE;
-                let moved = self.peer_read(peer, *slot, (*ino, bytes.clone()), *local, now);
+                let (at, local) = ((*ino, bytes.clone()), *local);
+                let moved = if *out {
+                    self.peer_write(peer, *slot, at, local, now)
+                } else {
+                    self.peer_read(peer, *slot, at, local, now)
+                };
                 moved
-                    .map(|result| result.map(Answer::PeerRead))
+                    .map(|result| result.map(Answer::PeerCopy))
                     .or_else(|| late.then(|| Err(retry("the window is still moving; ask again"))))
             }
             Work::Layout(wanted) => self.advance_layout(wanted, now),

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use extent_fs::Access;
 use p2p::counters::{Path, Reason};
 use p2p::peer::{CopyId, CopyState, EmulatedEngine};
-use p2p::windows::{PeerId, PeerMapping, PeerPath, Scope};
+use p2p::windows::{Ensured, PeerId, PeerMapping, PeerPath, Scope};
 use rustix::fs::{SealFlags, fcntl_add_seals};
 
 use super::core::{Core, windows_error};
@@ -53,10 +53,16 @@ impl Core {
                 format!("{} bytes for a peer: a multiple of 4096, at most {MAX_LOCAL}", request.local_len),
             ));
         }
+        let coherent = match request.flags {
+            0 => true,
+            m::PEER_NOT_COHERENT => false,
+            other => return Err(WireError::new(ErrorCode::Invalid, format!("flags {other:#x} of a peer"))),
+        };
         let internal =
             |e: &dyn std::fmt::Display| WireError::new(ErrorCode::Internal, format!("a peer: {e}"));
         let name = format!("peer-{}-{}", session.id, session.peers.len());
         let engine = EmulatedEngine::new(&name, request.local_len as usize).map_err(|e| internal(&e))?;
+        let engine = if coherent { engine } else { engine.not_coherent() };
         let Some((fd, _)) = engine.local().fd() else { return Err(internal(&"its memory has no file")) };
         // The client gets it writable: it must not shrink it under the engine.
         fcntl_add_seals(fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
@@ -207,15 +213,17 @@ impl Core {
         Ok((m::PeerListReply { peers, mappings: shown, all_mappings: mappings.len() as u64 }, tail))
     }
 
-    /// A read by a peer, which may have to wait until the window stands still.
-    pub(super) fn start_peer_read(
+    /// A read by a peer, or a write (`out`), which may have to wait until the window stands still.
+    pub(super) fn start_peer_copy(
         &mut self,
         session: &Session,
         request: &m::PeerReadRequest,
+        out: bool,
         now: u64,
     ) -> Result<Work, WireError> {
         let peer = session.peer(request.peer)?;
-        let ino = session.file(request.handle)?.ino;
+        let file = if out { session.writable_file(request.handle)? } else { session.file(request.handle)? };
+        let ino = file.ino;
         let slot = self.held_slot(session, request.handle, request.offset)?;
         let window = self.windows.status(slot).map_or(0..0, |w| w.offset..w.offset + w.len as u64);
         let invalid = |text: String| WireError::new(ErrorCode::Invalid, text);
@@ -231,7 +239,11 @@ impl Core {
             return Err(invalid("the range is not inside the peer's memory".to_owned()));
         }
         let local = usize::try_from(request.local).unwrap_or(usize::MAX);
-        Ok(Work::PeerRead { peer, slot, ino, bytes: request.offset..end, local, since: now })
+        if out {
+            let whole = (window.start, window.end - window.start);
+            self.backing.fs.make_way(ino, whole.0, whole.1, Access::Write).map_err(|e| fs_error(&e))?;
+        }
+        Ok(Work::PeerCopy { peer, slot, ino, bytes: request.offset..end, local, out, since: now })
     }
 
     /// Moves a peer's read on: by DMA from the CMB, or through host memory with the reason. `None`: the window is moving.
@@ -264,6 +276,45 @@ impl Core {
             Err(e) => Err(windows_error(&e)),
         };
         Some(moved)
+    }
+
+    /// The same for a peer's write: what it may not put into the window itself goes through host memory.
+    pub(super) fn peer_write(
+        &mut self,
+        peer: &PeerEntry,
+        slot: u32,
+        (ino, bytes): (u64, Range<u64>),
+        local: usize,
+        now: u64,
+    ) -> Option<Result<m::PeerReadReply, WireError>> {
+        let len = bytes.end - bytes.start;
+        let reply = |path, reason| m::PeerReadReply { bytes: len, path, reason: reason as u32 };
+        let why = match self.windows.map_peer(peer.id, slot, true, &mut self.backing, now) {
+            Ok(PeerPath::Moving) => return None,
+            Ok(PeerPath::Direct(mapping)) => {
+                let first = self.windows.status(slot).map_or(bytes.start, |w| w.offset);
+                let to = mapping.iova + (bytes.start - first);
+                let copied = peer.engine.copy(to, local, len as usize, true);
+                return Some(copied.map_err(|e| WireError::new(ErrorCode::PeerFault, e.to_string())).map(
+                    |()| {
+                        self.windows.count_peer(Path::PeerToPeer, Reason::Asked, len as usize);
+                        reply(m::PATH_PEER, Reason::Asked)
+                    },
+                ));
+            }
+            Ok(PeerPath::Bounce(why)) => why,
+            Err(e) => return Some(Err(windows_error(&e))),
+        };
+        let (from, backing) = ((peer.engine.local().as_ref(), local), &mut self.backing);
+        match self.windows.bounce_from_peer(ino, bytes, from, why, backing, now) {
+            Ok(Ensured::Moving) => None,
+            Ok(Ensured::Ready(..)) => Some(Ok(reply(m::PATH_BOUNCE, why))),
+            Ok(Ensured::Refused(none)) => Some(Err(WireError::new(
+                ErrorCode::NotResident,
+                format!("no place for the window now ({none}); ask again"),
+            ))),
+            Err(e) => Some(Err(windows_error(&e))),
+        }
     }
 
     /// Takes everything back from a peer and forgets it. Its engine does what it is told, so nothing stays behind.

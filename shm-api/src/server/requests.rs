@@ -73,7 +73,7 @@ impl Session {
                 Ok(Answer::Commit(body)) => self.reply(op, request, &body, &[], Vec::new()),
                 Ok(Answer::PeerMap(body)) => self.reply(op, request, &body, &[], Vec::new()),
                 Ok(Answer::PeerDma(body)) => self.reply(op, request, &body, &[], Vec::new()),
-                Ok(Answer::PeerRead(body)) => self.reply(op, request, &body, &[], Vec::new()),
+                Ok(Answer::PeerCopy(body)) => self.reply(op, request, &body, &[], Vec::new()),
                 Ok(Answer::Layout(granted)) => {
                     self.reply(op, request, &granted.body, &granted.extents, Vec::new())
                 }
@@ -295,8 +295,9 @@ impl Core {
                 let (body, tail) = self.list_peers(session, &message.body_only()?)?;
                 Ok(Outcome::Reply(body.to_bytes(), tail, Vec::new()))
             }
-            Op::PeerRead => {
-                let work = self.start_peer_read(session, &message.body_only()?, now)?;
+            Op::PeerRead | Op::PeerWrite => {
+                let out = op == Op::PeerWrite;
+                let work = self.start_peer_copy(session, &message.body_only()?, out, now)?;
                 self.later(session, op, id, work)
             }
             Op::PeerRevoke => {

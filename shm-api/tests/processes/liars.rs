@@ -116,7 +116,11 @@ fn every_request_with_random_fields_is_answered_or_refused() {
                 &m::RevokeRequest { handle, offset, len, scope: flags % 5, id: 0 },
                 b"/a",
             ),
-            7 => raw.send(Op::PeerAttach, &m::PeerAttachRequest { local_len: len % (1 << 20) }, &[]),
+            7 => raw.send(
+                Op::PeerAttach,
+                &m::PeerAttachRequest { local_len: len % (1 << 20), flags, reserved: 0 },
+                &[],
+            ),
             8 => {
                 let (iova, local, direction) = (odd(), odd(), flags % 4);
                 raw.send(

@@ -7,8 +7,15 @@ wire_struct! {
     PeerAttachRequest {
         /// Bytes of local memory the peer is to have; a multiple of 4 KiB.
         local_len: u64,
+        /// `PEER_*`.
+        flags: u32,
+        /// Always 0.
+        reserved: u32,
     }
 }
+
+/// `flags`: its DMA is not coherent with the processors' caches, so it gets windows for reading only.
+pub const PEER_NOT_COHERENT: u32 = 1;
 
 wire_struct! {
     /// Reply to `PeerAttach`. One descriptor: the peer's local memory, so that the client can see what a DMA brought.
@@ -113,7 +120,7 @@ wire_struct! {
 }
 
 wire_struct! {
-    /// `PeerRead`: part of one window into the peer's memory.
+    /// `PeerRead`: part of one window into the peer's memory. `PeerWrite`: the other way.
     PeerReadRequest {
         /// From `PeerAttach`.
         peer: u64,
@@ -129,7 +136,7 @@ wire_struct! {
 }
 
 wire_struct! {
-    /// Reply to `PeerRead`: which path the bytes took, and why.
+    /// Reply to `PeerRead` and `PeerWrite`: which path the bytes took, and why.
     PeerReadReply {
         /// Number of bytes moved.
         bytes: u64,
@@ -140,7 +147,7 @@ wire_struct! {
     }
 }
 
-/// `path`: from the CMB to the peer.
+/// `path`: between the CMB and the peer.
 pub const PATH_PEER: u32 = 1;
 /// `path`: through host memory.
 pub const PATH_BOUNCE: u32 = 3;
