@@ -7,10 +7,10 @@ use crate::fault::{Fault, Faults};
 use crate::fs::Filesystem;
 use crate::inode::Inode;
 use crate::io::BlockIo;
-use crate::mount::read_superblocks;
+use crate::mount::{choose_superblock, read_superblocks};
 use crate::recover::{free_map, load_checkpoint, replay};
 use crate::repair;
-use crate::superblock::{self, Copy};
+use crate::superblock::Copy;
 use crate::verify::verify;
 
 /// What check does about faults.
@@ -86,7 +86,7 @@ pub fn check<D: Disk>(disk: &mut D, options: &CheckOptions) -> Result<Report, Fs
             faults.add(Fault::Superblock { copy })?;
         }
     }
-    let sb = superblock::choose(copies, io.disk.name())?;
+    let sb = choose_superblock(&mut io, copies)?;
     if !sb.check_features()? && options.repair {
         return Err(FsError::Features { bits: sb.ro_compat, class: "read-only compatible" });
     }

@@ -1,7 +1,15 @@
 //! The log: a ring of records in a fixed place. Here is where records go, and how they are found again.
 
+use nvme_driver::disk::Disk;
+
 use crate::codec::Seed;
+use crate::error::FsError;
+use crate::io::{BLOCK, BLOCK_LEN, BlockIo};
 use crate::record::{self, Record};
+use crate::superblock::FIRST_LOG_BLOCK;
+
+/// Blocks that are looked at for a log without a superblock.
+const REMAINS: u64 = 4096;
 
 /// Longest record in a ring of `size` bytes. Bounded so that looking for records in a hostile image is too.
 pub(crate) fn max_record(size: u64) -> u64 {
@@ -102,4 +110,16 @@ pub(crate) struct Survey {
     pub(crate) durable: u64,
     /// Highest sequence of any record.
     pub(crate) last: u64,
+}
+
+/// Looks for a log where there is no superblock: the highest sequence of what looks like a record near the front of the device.
+pub(crate) fn remains<D: Disk>(io: &mut BlockIo<D>) -> Result<Option<u64>, FsError> {
+    let mut last = None;
+    let mut block = vec![0; BLOCK_LEN];
+    for at in FIRST_LOG_BLOCK..io.blocks().min(FIRST_LOG_BLOCK + REMAINS) {
+        io.read(at * BLOCK, &mut block)?;
+        // Records begin on logical blocks, of 512 bytes at least.
+        last = last.max(block.chunks(512).filter_map(record::sequence_of).max());
+    }
+    Ok(last)
 }

@@ -14,6 +14,7 @@ use crate::inode::Ino;
 use crate::io::{BLOCK, BLOCK_LEN, BlockIo};
 use crate::item::Item;
 use crate::leases::Leases;
+use crate::log;
 use crate::names::{NewInode, check_placement};
 use crate::recover::{free_map, load_checkpoint, replay};
 use crate::state::State;
@@ -171,11 +172,30 @@ pub fn format<D: Disk>(disk: &mut D, options: &FormatOptions) -> Result<(), FsEr
     write_superblocks(&sb, |at, bytes| io.write(at, bytes).and_then(|()| io.flush()))
 }
 
+/// The newer superblock. Where there is none, but a log, that is said: it is not a device on which there is nothing to lose.
+pub(crate) fn choose_superblock<D: Disk>(
+    io: &mut BlockIo<D>,
+    copies: [superblock::Copy; 2],
+) -> Result<Superblock, FsError> {
+    let chosen = superblock::choose(copies, io.disk.name());
+    if matches!(chosen, Err(FsError::NotCmbfs { .. }))
+        && let Some(last) = log::remains(io)?
+    {
+        return Err(FsError::damaged(format!(
+            "both superblocks (at bytes 0 and {}) are overwritten, but behind them is the log of a cmbfs filesystem, up to record {last}; \
+             without its uuid, which only they have, nothing there can be read: put one of them back from a copy of the device",
+            COPIES[1]
+        )));
+    }
+    chosen
+}
+
 impl<D: Disk> Filesystem<D> {
     /// Takes up a filesystem: reads its last checkpoint, replays its log. Writes nothing.
     pub fn mount(disk: D, options: MountOptions) -> Result<Self, FsError> {
         let mut io = BlockIo::new(disk)?;
-        let sb = superblock::choose(read_superblocks(&mut io)?, io.disk.name())?;
+        let copies = read_superblocks(&mut io)?;
+        let sb = choose_superblock(&mut io, copies)?;
         let writable = sb.check_features()?;
         if sb.blocks > io.blocks() {
             return Err(FsError::damaged(format!(

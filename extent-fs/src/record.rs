@@ -32,6 +32,14 @@ pub(crate) struct Guard {
 
 pub(crate) const GUARD: usize = 16;
 
+/// The sequence of what looks like a record's header, for want of the uuid that its CRC would be checked with.
+pub(crate) fn sequence_of(header: &[u8]) -> Option<u64> {
+    let mut t = Take(header.get(..HEADER)?);
+    let (magic, _crc, sequence, durable) = (t.u32()?, t.u32()?, t.u64()?, t.u64()?);
+    let padding = header.get(48..HEADER)?;
+    (magic == MAGIC && durable < sequence && padding.iter().all(|&b| b == 0)).then_some(sequence)
+}
+
 /// Builds a record in `out`, padded to `unit`; returns its CRC.
 pub(crate) fn encode(
     header: &Header,

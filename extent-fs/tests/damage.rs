@@ -92,6 +92,24 @@ fn without_a_superblock_it_says_so() {
 }
 
 #[test]
+fn superblocks_that_were_overwritten_are_missed_where_there_is_a_log() {
+    let mut c = image();
+    for s in c.superblocks() {
+        c.bytes[s.at..s.at + 4096].fill(0);
+    }
+    for err in [
+        found(&c.bytes).unwrap_err(),
+        check(&mut RamDisk::from_image(c.bytes.clone(), 512), &CheckOptions::default()).unwrap_err(),
+    ] {
+        assert!(matches!(&err, FsError::Damaged { what } if what.contains("is the log")), "{err}");
+    }
+    // Nothing is missed where nothing was.
+    let blank = RamDisk::from_image(vec![0; c.bytes.len()], 512);
+    let err = Filesystem::mount(blank, MountOptions::default()).map(|_| ()).unwrap_err();
+    assert!(matches!(err, FsError::NotCmbfs { .. }), "{err}");
+}
+
+#[test]
 fn another_version_is_refused_with_both_numbers() {
     let mut c = image();
     for s in c.superblocks() {
