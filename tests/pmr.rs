@@ -37,3 +37,18 @@ fn a_pmr_is_served_and_keeps_what_was_committed_when_the_server_is_killed() {
     let said = lab.fails(1, &["ls", "emu:disk.img?pmr=2M", "/"]).stderr;
     assert!(said.contains("keeps a PMR of 1048576 bytes"), "{said}");
 }
+
+#[test]
+fn the_pmr_of_a_drive_in_another_process_is_served_too() {
+    let lab = Lab::new(env!("CARGO_BIN_EXE_cmbfs"));
+    lab.ok(&["mkfs", DRIVE]);
+    std::fs::create_dir(lab.path("run")).unwrap();
+    let _drive = lab.emulate("disk.img?cmb=4M&pmr=1M", "run/cntrl");
+    let server = lab.serve("vfio-user:run/cntrl", "s", &[]);
+    let pmr = Client::connect(lab.path("s")).unwrap().pmr().unwrap();
+    pmr.direct_access().unwrap();
+    pmr.write_at(5000, b"kept").unwrap();
+    pmr.commit().unwrap();
+    server.kill();
+    assert_eq!(std::fs::read(lab.path("disk.img.pmr")).unwrap()[5000..5004], *b"kept");
+}

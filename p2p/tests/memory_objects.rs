@@ -521,6 +521,9 @@ fn memory_that_goes_with_its_device_is_lost_and_said_to_be() {
     // Removed: all ones, everywhere.
     w.memory.write(0, &vec![0xff; AT + N * W + 4096]).unwrap();
     assert_eq!(w.read(1, 0, 5).0, Outcome::DeviceMoved);
+    let there = W as u64..(N * W) as u64;
+    let commit = w.rig.windows.commit(OBJECT, &there, &mut w.rig.drive);
+    assert!(matches!(commit, Err(WindowsError::MemoryGone(OBJECT))), "nothing to copy, and nothing is there");
     let index = w.index(1);
     let asked = w.rig.windows.ensure(index, Want::Auto, &mut w.rig.drive, w.rig.now);
     assert!(matches!(asked, Err(WindowsError::MemoryGone(OBJECT))), "{asked:?}");

@@ -140,6 +140,11 @@ impl Mapping {
         self.watch.as_ref().is_some_and(Watch::is_lost)
     }
 
+    /// Whether pages that go away are no SIGBUS here: see [`of_device`](Self::of_device).
+    pub(crate) fn is_watched(&self) -> bool {
+        self.watch.is_some()
+    }
+
     /// Maps `len` bytes of `fd` from `offset`, shared. The caller vouches that the file is at least that long and
     /// cannot shrink (sealed, or a device): a page beyond its end would fault.
     pub fn from_fd(fd: OwnedFd, offset: u64, len: usize, access: Access) -> Result<Arc<Self>, MapError> {

@@ -271,12 +271,14 @@ fn areas(function: &dyn PciFunction, index: u8, size: u64) -> Vec<Area> {
         .collect()
 }
 
-/// Makes sure that whoever gets the descriptor cannot shrink the file under us. False: then it is not handed out.
+/// Makes sure that whoever gets the descriptor cannot shrink the file under us, or that it does not matter (a PMR's file cannot be sealed, but is
+/// watched). False: then it is not handed out.
 fn seal(memory: &Arc<Mapping>) -> bool {
     let wanted = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
     memory.fd().is_some_and(|(fd, _)| {
         fcntl_add_seals(fd, wanted).is_ok()
             || fcntl_get_seals(fd).is_ok_and(|seals| seals.contains(SealFlags::SHRINK))
+            || memory.is_watched()
     })
 }
 

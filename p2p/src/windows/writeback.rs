@@ -34,7 +34,10 @@ impl Windows {
             done.cmb_bytes += cmb;
             done.host_bytes += host;
         }
-        Ok(done)
+        match self.own(object) {
+            Some(own) if own.gone || !own.region.present() => Err(WindowsError::MemoryGone(object)),
+            _ => Ok(done),
+        }
     }
 
     /// Whether any page of the windows over a range differs from the drive.
