@@ -380,6 +380,35 @@ fn on_its_way_to_nowhere_a_window_does_not_leave_its_bytes_to_a_silent_writer() 
     );
 }
 
+/// One is silent in a borrow of its own memory, another in a section in the host cache: there is a third place, and nobody else waits.
+#[test]
+fn two_silent_clients_do_not_close_a_window() {
+    let mut w = world();
+    w.ensure_all();
+    let borrower = client(&mut w.rig, &w.memory, RegionKind::Ordinary);
+    let hold = w.rig.hold(&borrower, OBJECT, 0, false);
+    let mut slot = borrower.slots.take().unwrap();
+    let borrow = slot.borrow(&borrower.control, hold.handle, &borrower.view).unwrap();
+    w.rig.revoke(&Scope::Window(w.index(0)));
+    silent_writer(
+        &mut w,
+        |w| {
+            // Clean as far as anybody knows, until the writer is fenced.
+            let index = w.index(0);
+            let ticket = w.rig.windows.evict(&Scope::Window(index), &mut w.rig.drive, w.rig.now).unwrap();
+            assert_eq!(w.rig.finish(ticket).silent, 1);
+            assert_eq!(w.home(0), Home::Host);
+        },
+        |w| assert_eq!(w.read(0, 64, 4), (Outcome::Copied(Home::Host), want(0, 64, 4))),
+    );
+    assert!(matches!(w.commit(), Err(WindowsError::MemoryHeld { .. })));
+    assert_eq!(borrow.end(), Returned::Snapshot);
+    w.rig.poll();
+    assert_eq!(w.commit().unwrap().host_bytes, W as u64);
+    assert_eq!((w.raw(0, 0, 4), w.raw(0, 64, 4)), (b"half".to_vec(), want(0, 64, 4)));
+    assert_eq!(w.rig.windows.quarantine().count(), 0);
+}
+
 /// Says that it has unmapped, and does not.
 #[derive(Debug)]
 struct Liar(EmulatedEngine);

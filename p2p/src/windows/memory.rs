@@ -177,6 +177,11 @@ impl Windows {
         self.out.iter().any(|o| o.home == Home::Cmb && o.object == object && o.at == at)
     }
 
+    /// Whether someone silent may still touch the place of the window at `offset` in its own device memory.
+    pub(super) fn own_place_is_held(&self, object: u64, offset: u64) -> bool {
+        self.own(object).is_some_and(|own| self.is_held(object, own.offset + offset))
+    }
+
     /// The one place of a window in its own device memory, if it may go there.
     pub(super) fn take_own(&mut self, object: u64, offset: u64) -> Option<Result<u64, Reason>> {
         let own = self.own(object)?;

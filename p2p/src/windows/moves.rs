@@ -459,12 +459,13 @@ impl Windows {
         Ok(true)
     }
 
-    /// Whether a move takes a window out of its own device memory while someone who was fenced may still store there.
+    /// Whether the bytes of a window with device memory of its own, which someone was fenced in, would have to stay or go where someone
+    /// silent may still store: the one in its own memory, or in the host cache with another before him in its own memory.
     fn leaves_held(&self, index: u32) -> bool {
         self.window(index).is_some_and(|w| {
-            w.home == Home::Cmb
-                && self.has_own(w.object)
+            self.has_own(w.object)
                 && w.moving.as_ref().is_some_and(|m| !m.fenced.is_empty())
+                && (w.home == Home::Cmb || self.own_place_is_held(w.object, w.offset))
         })
     }
 

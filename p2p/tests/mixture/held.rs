@@ -221,6 +221,14 @@ impl World {
         }
     }
 
+    /// Whoever is in a section of a window ends it.
+    pub fn end_sections_of(&mut self, object: usize, window: usize) {
+        let here = |h: &Held| matches!(h, Held::Section { object: o, window: w, .. } if (*o, *w) == (object, window));
+        while let Some(at) = self.held.iter().position(here) {
+            self.end(at);
+        }
+    }
+
     /// Everything that is held ends.
     pub fn end_all(&mut self) {
         while let Some(last) = self.held.last() {
