@@ -26,6 +26,8 @@ struct Shared {
     published: AtomicU64,
     /// The highest version that was ever being written.
     begun: AtomicU64,
+    /// What each reader has read.
+    reads: [AtomicU64; 2],
     /// What the reading peer has read.
     peer_reads: AtomicU64,
     stop: AtomicBool,
@@ -40,7 +42,13 @@ fn verify(bytes: &[u8], low: u64, high: u64, who: &str) {
     }
 }
 
-fn read_loop(c: &Client, hold: &Hold, shared: &Shared, rng: &mut Xoshiro256PlusPlus) -> [u64; 3] {
+fn read_loop(
+    c: &Client,
+    hold: &Hold,
+    shared: &Shared,
+    reads: &AtomicU64,
+    rng: &mut Xoshiro256PlusPlus,
+) -> [u64; 3] {
     let mut counts = [0; 3];
     let mut bytes = vec![0; W];
     while !shared.stop.load(Ordering::Relaxed) {
@@ -51,6 +59,7 @@ fn read_loop(c: &Client, hold: &Hold, shared: &Shared, rng: &mut Xoshiro256PlusP
             Outcome::Copied(home) => {
                 verify(&bytes[..len], low, shared.begun.load(Ordering::Acquire), "reader");
                 counts[usize::from(home == Home::Host)] += 1;
+                reads.fetch_add(1, Ordering::Relaxed);
             }
             Outcome::NotResident | Outcome::DeviceMoved | Outcome::Moving | Outcome::Unmapped(_) => {
                 counts[2] += 1;
@@ -198,7 +207,8 @@ fn storm(seed: u64, revocations: u64, per_mille: u16, party: Party) {
         let readers: Vec<_> = (0..2u64)
             .map(|n| {
                 scope.spawn(move || {
-                    read_loop(&clients[n as usize].0, &clients[n as usize].1, shared, &mut rng(n))
+                    let (client, hold) = &clients[n as usize];
+                    read_loop(client, hold, shared, &shared.reads[n as usize], &mut rng(n))
                 })
             })
             .collect();
@@ -220,11 +230,14 @@ fn storm(seed: u64, revocations: u64, per_mille: u16, party: Party) {
         let mut rng = rng(17);
         let mut done = 0;
         let (mut freed, mut poisoned) = (0, 0);
-        let both = || {
-            let done = [&shared.published, &shared.peer_reads].map(|n| n.load(Ordering::Relaxed));
-            party != Party::Peers || done.iter().all(|n| *n > 0)
+        // On a busy machine a thread may have had no turn yet when there have been revocations enough.
+        let all = || {
+            let [first, second] = &shared.reads;
+            let done =
+                [first, second, &shared.published, &shared.peer_reads].map(|n| n.load(Ordering::Relaxed));
+            done[..if party == Party::Peers { 4 } else { 3 }].iter().all(|n| *n > 0)
         };
-        while (done < revocations || !both()) && !failed() {
+        while (done < revocations || !all()) && !failed() {
             rig.now = clock.elapsed().as_nanos() as u64;
             rig.windows.ensure(index, Want::Auto, &mut rig.drive, rig.now).unwrap();
             rig.windows.promote(index, &mut rig.drive, rig.now);
