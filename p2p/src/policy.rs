@@ -87,6 +87,15 @@ impl S3Fifo {
         self.compact();
     }
 
+    /// There is no room for a window that would come in. Says whether it left, or was kept out, not long ago: then it is worth another's place.
+    pub fn kept_out(&mut self, key: Key) -> bool {
+        let again = self.ghosts.contains_key(&key);
+        if !again {
+            self.remember(key);
+        }
+        again
+    }
+
     /// Windows that are in.
     pub fn len(&self) -> usize {
         self.entries.len()
@@ -199,6 +208,16 @@ mod tests {
         let trace = (0..200_000u64).map(|i| if i % 5 == 0 { i / 5 % 25 } else { 1000 + i });
         let rate = hits(100, trace);
         assert!(rate > 0.15, "{rate}");
+    }
+
+    #[test]
+    fn who_is_kept_out_is_worth_a_place_the_second_time() {
+        let mut s = S3Fifo::new(4);
+        (0..4).for_each(|k| s.insert((0, k), 1));
+        assert_eq!([7, 7, 8].map(|k| s.kept_out((0, k))), [false, true, false]);
+        // As many are remembered as are in, or a few.
+        (100..200).for_each(|k| assert!(!s.kept_out((0, k))));
+        assert!(!s.kept_out((0, 7)));
     }
 
     #[test]

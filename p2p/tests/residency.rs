@@ -312,3 +312,34 @@ fn a_cmb_of_a_ten_thousandth_of_the_working_set_stays_correct() {
         assert_eq!(rig.drive.objects[&7][at..at + 8], want.to_le_bytes(), "page {page}, SEED={seed}");
     }
 }
+
+/// Reads of the drive for skewed visits to many windows, with a host cache of 64 of them, and a CMB of `cmb`.
+fn reads(seed: u64, cmb: usize) -> u32 {
+    const WINDOWS: u64 = 1024;
+    let limits = Config { slots: 2 * WINDOWS as u32, host_limit: 64 * 4096, ..config() };
+    let mut rig = Rig::new(cmb * 4096, limits);
+    rig.object(7, WINDOWS as usize * 4096, 4096);
+    let c = rig.client();
+    let holds: Vec<_> = (0..WINDOWS).map(|n| rig.hold(&c, 7, n * 4096, false)).collect();
+    let mut random = Xoshiro256PlusPlus::seed_from_u64(seed);
+    let mut misses = 0;
+    for visit in 0..40_000u64 {
+        let at = (random.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
+        let hold = &holds[(at.powi(4) * WINDOWS as f64) as usize];
+        if home(&rig, hold) == Home::None {
+            // The caches are full when it counts.
+            misses += u32::from(visit > 10_000);
+        }
+        rig.windows.ensure(hold.handle.index, Want::Auto, &mut rig.drive, visit * 1000).unwrap();
+        rig.windows.poll(&mut rig.drive, visit * 1000);
+    }
+    misses
+}
+
+#[test]
+fn a_small_cmb_before_a_full_host_cache_costs_no_reads_of_the_drive() {
+    let seed = seed(0x5eed_0011);
+    let (with, without) = (reads(seed, 4), reads(seed, 0));
+    println!("seed {seed:#x}: {with} reads with a CMB, {without} without");
+    assert!(with <= without, "seed {seed:#x}: {with} reads with a CMB, {without} without");
+}

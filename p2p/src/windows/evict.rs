@@ -60,6 +60,17 @@ impl Windows {
         }
     }
 
+    /// Whether a window that is pushed out of the CMB is to push another out of a full host cache: not when it has come by once, in a scan;
+    /// but when it comes by again.
+    pub(super) fn is_worth_host_room(&mut self, index: u32, why: Reason) -> bool {
+        let Some(w) = self.window(index) else { return false };
+        let (key, full) = (w.key(), self.host_in_use() + w.len as u64 > self.host_limit);
+        let goes_there = w.spare.is_none()
+            && !w.holders.is_empty()
+            && self.placement_of(index) != Some(Placement::CmbOnly);
+        why == Reason::Evicted && goes_there && full && self.host_policy.kept_out(key)
+    }
+
     fn request_eviction(&mut self, victim: u32, to: Home, backing: &mut dyn Backing, now: u64) {
         let request = Request { to, reason: Reason::Evicted, discard: false, tickets: Vec::new() };
         self.request(victim, request, backing, now);

@@ -131,8 +131,8 @@ impl Windows {
         }
         // What was marked before now is in the bytes that step 1 copies; a spare is to know of it.
         self.harvest(index);
-        if raw && request.to == Home::Host {
-            // It has no other place: those that have one give way.
+        // Raw memory has no other place: those that have one give way.
+        if request.to == Home::Host && (raw || self.is_worth_host_room(index, request.reason)) {
             self.make_host_room(index, 0, backing, now);
         }
         let (to, dest, stale) = self.destination(index, &request);
