@@ -101,9 +101,15 @@ fn a_client_that_is_killed_harms_nobody() {
         };
     }
     // What the killed ones had begun to write goes as soon as the server has seen them die, and what they had got never had a name.
-    while lab.ok(&["ls", "--socket", "s", "/"]) != b"f\n" {
+    let mut left = Vec::new();
+    for _ in 0..500 {
+        left = lab.ok(&["ls", "--socket", "s", "/"]);
+        if left == b"f\n" {
+            break;
+        }
         std::thread::sleep(Duration::from_millis(20));
     }
+    assert_eq!(String::from_utf8_lossy(&left), "f\n", "seed {seed}");
     let mut names: Vec<_> =
         std::fs::read_dir(lab.dir()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.retain(|name| !["disk.img", "in", "out", "s"].iter().any(|known| name == known));
