@@ -109,14 +109,17 @@ impl S3Fifo {
     /// Chooses who leaves, among those that `may_leave`, and takes it out. Looks at each window at most a few times.
     pub fn victim(&mut self, mut may_leave: impl FnMut(Key) -> bool) -> Option<Key> {
         let mut patience = 2 + self.entries.len() * (usize::from(MAX_USES) + 1);
+        // Those in the small queue that may not leave are not to keep the main queue from being looked at.
+        let mut small_round = self.small.len();
         while patience > 0 {
-            patience -= 1;
-            let from_small =
-                !self.small.is_empty() && (self.small_bytes > self.small_target || self.main.is_empty());
+            let small_first = self.small_bytes > self.small_target && small_round > 0;
+            let from_small = !self.small.is_empty() && (small_first || self.main.is_empty());
+            small_round = small_round.saturating_sub(usize::from(from_small));
             let queue = if from_small { Queue::Small } else { Queue::Main };
             let popped = if from_small { self.small.pop_front() } else { self.main.pop_front() };
             let (key, ticket) = popped?;
             let Some(e) = self.entries.get(&key).copied().filter(|e| e.ticket == ticket) else { continue };
+            patience -= 1;
             let leaves = e.uses == 0 && may_leave(key);
             if leaves {
                 *self.bytes_of(queue) -= e.bytes;
@@ -218,6 +221,27 @@ mod tests {
         // As many are remembered as are in, or a few.
         (100..200).for_each(|k| assert!(!s.kept_out((0, k))));
         assert!(!s.kept_out((0, 7)));
+    }
+
+    #[test]
+    fn the_pinned_do_not_hide_those_that_may_leave() {
+        let mut s = S3Fifo::new(10);
+        for k in 0..2 {
+            s.insert((0, k), 1);
+            s.touch((0, k));
+        }
+        // Used, so on to the main queue.
+        assert_eq!(s.victim(|_| false), None);
+        for k in 0..8 {
+            s.insert((1, k), 1);
+        }
+        assert_eq!(s.victim(|key| key.0 == 0), Some((0, 0)));
+        // Nor do those that have gone.
+        for k in 0..60 {
+            s.insert((2, k), 1);
+            s.remove((2, k));
+        }
+        assert_eq!(s.victim(|key| key.0 == 0), Some((0, 1)));
     }
 
     #[test]

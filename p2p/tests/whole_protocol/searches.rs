@@ -179,11 +179,12 @@ fn everything_at_once() {
     println!("everything: {} states, {} steps, depth {}", searched.states, searched.steps, searched.depth);
 }
 
-/// Everybody at once with a reset. Truncation, time-outs and the mass revocation have searches of their own with resets above.
+/// Everybody at once with a reset and a mass revocation, and one client. Two clients, and truncation, have searches with a reset above.
 #[test]
 #[ignore = "minutes: cargo test --profile test-fast -p p2p --test whole_protocol -- --ignored --nocapture"]
 fn everything_at_once_and_a_reset() {
-    let model = Protocol { resets: 1, truncations: 0, time_outs: 0, cmb: RESET.cmb, ..ALL };
+    let model =
+        Protocol { resets: 1, truncations: 0, announcements: 1, cmb: RESET.cmb, sections: [1, 0], ..ALL };
     let searched = exhaust(&model);
     println!("with a reset: {} states, {} steps, depth {}", searched.states, searched.steps, searched.depth);
 }
