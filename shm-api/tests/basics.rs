@@ -132,6 +132,24 @@ fn an_unlinked_file_lives_until_it_is_closed() {
     });
 }
 
+/// Most of a sparse file is nobody's window: nothing that concerns the whole file may go through all of it.
+#[test]
+fn the_whole_of_a_very_large_sparse_file_is_committed() {
+    let serving = Serving::start(SMALL);
+    let client = serving.client();
+    let file = client.open("/a", OpenMode::create()).unwrap();
+    let far = (1 << 50) - 4096;
+    for at in [0, far] {
+        file.write_at(at, &pattern(4096, 3)).unwrap();
+    }
+    let report = file.commit().unwrap();
+    assert_eq!((report.size, report.from_cmb + report.from_host), (1 << 50, 8192));
+    // The server reaches no further, and refuses before it has changed anything.
+    let refused = file.write_at(far + 4096, &[1]).unwrap_err();
+    assert!(matches!(&refused, ClientError::Server(e) if e.code == ErrorCode::TooBig), "{refused}");
+    assert_eq!(client.stat("/a").unwrap().size, 1 << 50);
+}
+
 #[test]
 fn a_full_device_says_so_before_anything_is_written() {
     let serving = Serving::start(SMALL);

@@ -1,6 +1,6 @@
 //! Objects: what windows are windows of.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 
@@ -44,7 +44,7 @@ impl Default for ObjectOptions {
 pub(super) struct Object {
     pub(super) options: ObjectOptions,
     /// Window number (offset / window size) to control slot.
-    pub(super) windows: HashMap<u64, u32>,
+    pub(super) windows: BTreeMap<u64, u32>,
     pub(super) host: Option<HostFile>,
     /// Ranges that somebody has taken out under a layout: no window may be filled from them.
     pub(super) excluded: Vec<Range<u64>>,
@@ -77,7 +77,7 @@ impl Windows {
         }
         let fresh = Object {
             options,
-            windows: HashMap::new(),
+            windows: BTreeMap::new(),
             host: None,
             excluded: Vec::new(),
             sequence: Sequence::default(),
@@ -181,12 +181,13 @@ impl Windows {
         }
         let size = known.options.window_size as u64;
         let (first, last) = (range.start / size, (range.end - 1) / size);
-        let mut found: Vec<(u64, u32)> = if last - first < known.windows.len() as u64 {
-            (first..=last).filter_map(|n| known.windows.get(&n).map(|i| (n, *i))).collect()
-        } else {
-            known.windows.iter().filter(|(n, _)| (first..=last).contains(n)).map(|(n, i)| (*n, *i)).collect()
-        };
-        found.sort_unstable();
-        found.into_iter().map(|(_, i)| i).collect()
+        known.windows.range(first..=last).map(|(_, index)| *index).collect()
+    }
+
+    /// Where the first window of an object at or after the one of byte `from` begins, if there is any: between them there is nothing.
+    pub fn next_window(&self, object: u64, from: u64) -> Option<u64> {
+        let known = self.objects.get(&object)?;
+        let size = known.options.window_size as u64;
+        known.windows.range(from / size..).next().map(|(number, _)| number * size)
     }
 }

@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use extent_fs::{Access, Falloc};
+use p2p::layout::LANE;
 use p2p::windows::{ClientId, PeerId, Scope, Want};
 
 use super::core::{Core, windows_error};
@@ -16,6 +17,11 @@ use crate::protocol::records::WindowRecord;
 use crate::protocol::wire::Wire;
 use crate::protocol::{ErrorCode, MAX_WINDOWS, Op, WireError};
 use crate::transport::ring::{RING_FAULT, RING_TOUCH, RingRequest};
+
+fn too_big(end: u64) -> WireError {
+    let text = format!("byte {end} is behind the last that a server reaches in a file ({LANE})");
+    WireError::new(ErrorCode::TooBig, text)
+}
 
 fn invalid(text: impl Into<String>) -> WireError {
     WireError::new(ErrorCode::Invalid, text)
@@ -76,7 +82,7 @@ impl Core {
                     session.temporary.insert(handle, path.to_owned());
                 }
                 let window_size = self.window_size as u64;
-                let reply = m::OpenReply { handle, ino, size, cache_len: p2p::layout::LANE, window_size };
+                let reply = m::OpenReply { handle, ino, size, cache_len: LANE, window_size };
                 Ok((reply, fd))
             }
             Err(e) => {
@@ -134,8 +140,8 @@ impl Core {
         let end = request
             .offset
             .checked_add(request.len)
-            .filter(|end| *end <= extent_fs::MAX_FILE_SIZE)
-            .ok_or_else(|| WireError::new(ErrorCode::TooBig, "the range ends behind the largest file"))?;
+            .filter(|end| *end <= LANE)
+            .ok_or_else(|| too_big(request.offset.saturating_add(request.len)))?;
         let first = request.offset - request.offset % size;
         let count = (end - first).div_ceil(size).min(MAX_WINDOWS as u64);
         if super::raw::is_raw(file.ino) {
@@ -282,8 +288,8 @@ impl Core {
             0 => size.max(request.size),
             len => request.offset.saturating_add(len).min(size.max(request.size)),
         };
-        if request.size > extent_fs::MAX_FILE_SIZE {
-            return Err(WireError::new(ErrorCode::TooBig, format!("a file of {} bytes", request.size)));
+        if request.size > LANE {
+            return Err(too_big(request.size));
         }
         let at = request.offset.min(end);
         let (handle, losses) = (request.handle, file.losses);
@@ -319,7 +325,7 @@ impl Core {
         }
         // Until the file is cut, nothing behind its new end may come back from the drive.
         let window = self.window_size as u64;
-        let excluded = size - size % window..p2p::layout::LANE;
+        let excluded = size - size % window..LANE;
         self.windows.exclude(ino, excluded.clone()).map_err(|e| windows_error(&e))?;
         match self.windows.truncate(ino, size, &mut self.backing, now) {
             Ok(ticket) => Ok(Some(Work::Truncate { ino, size, excluded, ticket, opened: None })),

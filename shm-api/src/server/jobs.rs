@@ -131,6 +131,8 @@ impl Core {
                 })))
             }
             Work::Commit { ino, handle, at, end, size, from_cmb, from_host, losses } => {
+                // A sparse file may be large, and most of it nobody's window.
+                *at = self.windows.next_window(*ino, *at).map_or(*end, |next| next.max(*at)).min(*end);
                 let step = (*at + WINDOWS_PER_TURN * self.window_of(*ino)).min(*end);
                 if self.awaits_lease(*ino, &(*at..step)) {
                     return None;

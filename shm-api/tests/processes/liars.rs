@@ -100,7 +100,7 @@ fn every_request_with_random_fields_is_answered_or_refused() {
     for _ in 0..3000 {
         let (handle, offset, len) = (odd() % 3, odd(), odd());
         let flags = odd() as u32;
-        match odd() % 10 {
+        match odd() % 16 {
             0 => {
                 raw.send(Op::Map, &m::MapRequest { handle, offset, len, flags: flags % 4, reserved: 0 }, &[]);
             }
@@ -129,6 +129,26 @@ fn every_request_with_random_fields_is_answered_or_refused() {
                     &[],
                 );
             }
+            op @ (9 | 10) => {
+                let local = odd();
+                raw.send(
+                    if op == 9 { Op::PeerRead } else { Op::PeerWrite },
+                    &m::PeerReadRequest { peer: odd() % 6, handle, offset, local, len },
+                    &[],
+                );
+            }
+            11 => raw.send(Op::PeerList, &m::PeerListRequest { ino: handle }, &[]),
+            12 => raw.send(
+                Op::SetPlacement,
+                &m::SetPlacementRequest { placement: flags % 5, reserved: 0 },
+                b"/a",
+            ),
+            13 => raw.send(Op::Allocate, &m::AllocateRequest { len }, b"name"),
+            14 => raw.send(
+                Op::Memory,
+                &m::MemoryRequest { what: flags % 5, reserved: 0, peer: odd() % 6 },
+                b"memory",
+            ),
             _ => raw.send(
                 Op::PeerMap,
                 &m::PeerMapRequest { peer: odd() % 6, handle, offset, write: flags % 3, reserved: 0 },
