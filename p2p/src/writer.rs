@@ -345,7 +345,8 @@ impl Borrow<'_> {
         self.bytes
     }
 
-    /// Whether the window is still where it was. False: the bytes are a snapshot from before it moved.
+    /// Whether the window is known to be still where it was. False: it has moved, and the bytes are a snapshot from before; or it was only
+    /// announced to move, or could not be, and they are the window's still.
     pub fn is_current(&self) -> bool {
         self.control.guard(self.window.index).is_some_and(|(guard, _)| unchanged::<Native>(guard, self.seen))
             && self.control.server_alive()

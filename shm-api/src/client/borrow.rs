@@ -9,9 +9,9 @@ use crate::protocol::{ErrorCode, WireError};
 impl Mapped {
     /// Lends `look` the bytes of the window that holds `offset` of the mapping, in place; offsets in it count from the window's first byte.
     ///
-    /// It keeps nobody from taking the window back: from then on ([`Borrow::is_current`] says so) the bytes are a snapshot, whose pages
-    /// nobody reuses before `look` returns. Only a writer that did not end its section in time may still store there. After a reset of
-    /// the device a borrow that is not current has lost its bytes. Each borrow takes one of the client's section slots.
+    /// It keeps nobody from moving the window: from then on the bytes are a snapshot, whose pages nobody reuses before `look` returns.
+    /// [`Borrow::is_current`] says whether it may have come to that. Only a writer that did not end its section in time may still store there. After
+    /// a reset of the device a borrow that is not current has lost its bytes. Each borrow takes one of the client's section slots.
     pub fn borrow<R>(&self, offset: u64, look: impl FnOnce(&Borrow<'_>) -> R) -> Result<R, ClientError> {
         self.check(offset, 1)?;
         let index = ((self.offset - self.first + offset) >> self.shift) as usize;
