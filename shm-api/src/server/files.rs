@@ -192,13 +192,16 @@ impl Core {
     }
 
     pub(super) fn unmap(&mut self, session: &mut Session, map: u64) -> Result<(), WireError> {
-        let entry = session.maps.remove(&map).ok_or_else(|| {
+        let entry = session.maps.get_mut(&map).ok_or_else(|| {
             WireError::new(ErrorCode::BadHandle, format!("{map} is no mapping of this connection"))
         })?;
         let Some(client) = session.client else { return Ok(()) };
-        for slot in entry.windows {
-            self.windows.release(client, slot).map_err(|e| windows_error(&e))?;
+        while let Some(slot) = entry.windows.last() {
+            // One that is in use stays held, and the mapping with it: the client may ask again.
+            self.windows.release(client, *slot).map_err(|e| windows_error(&e))?;
+            entry.windows.pop();
         }
+        session.maps.remove(&map);
         Ok(())
     }
 

@@ -315,3 +315,39 @@ fn raw_memory_that_was_closed_in_a_write_section_is_counted_until_the_section_en
     until("its pages are free", || client.status().unwrap().cmb_used == 0);
     until("there is room again", || client.allocate(len).is_ok());
 }
+
+#[test]
+fn a_mapping_that_is_in_use_is_not_given_back_and_not_forgotten() {
+    use nvme_driver::mem::{Access, Mapping};
+    use p2p::layout::{SectionKind, SectionState, SectionWord};
+    use std::sync::atomic::Ordering;
+    let serving = Serving::start(SMALL);
+    let client = serving.client();
+    file_of(&client, &[3; 2 * WINDOW]);
+    let raw = Raw::connect(&serving.socket);
+    let slots = Mapping::from_fd(raw.hello().remove(1), 0, 8192, Access::ReadWrite).unwrap();
+    raw.send(Op::Open, &m::OpenRequest { flags: m::OPEN_READ, mode: 0 }, b"/a");
+    let handle = raw.receive().unwrap().0.body_only::<m::OpenReply>().unwrap().handle;
+    let len = 2 * WINDOW as u64;
+    raw.send(Op::Map, &m::MapRequest { handle, offset: 0, len, flags: 0, reserved: 0 }, &[]);
+    let (mapped, records) = {
+        let (message, _) = raw.receive().unwrap();
+        let (mapped, records) = message.body::<m::MapReply>().unwrap();
+        (mapped, records.to_vec())
+    };
+    let map = mapped.map;
+    let slot = u32::from_le_bytes(records[..4].try_into().unwrap());
+    // Active, a borrow, the first window's slot, the first section.
+    let borrow = SectionWord::new(SectionState::Active, SectionKind::Borrow, slot, 1).word();
+    slots.u64_at(0).unwrap().store(borrow, Ordering::SeqCst);
+    for _ in 0..2 {
+        raw.send(Op::Unmap, &m::UnmapRequest { map }, &[]);
+        let refused = raw.receive().unwrap().0.error().expect("it is borrowed");
+        assert!(refused.text.contains("in use by a section or borrow"), "{refused:?}");
+    }
+    slots.u64_at(0).unwrap().store(0, Ordering::SeqCst);
+    raw.send(Op::Unmap, &m::UnmapRequest { map }, &[]);
+    assert_eq!(raw.receive().unwrap().0.error(), None);
+    raw.send(Op::Unmap, &m::UnmapRequest { map }, &[]);
+    assert_eq!(raw.receive().unwrap().0.error().unwrap().code, ErrorCode::BadHandle);
+}
