@@ -46,7 +46,7 @@ pub use p2p;
 pub use shm_api;
 
 pub use extent_fs::{
-    Filesystem, FormatOptions, FsError, Kind as InodeKind, MountOptions, NewInode, Stat as FsStat, format,
+    Filesystem, FormatOptions, FsError, Kind as InodeKind, MountOptions, NewInode, Stat as FsStat,
 };
 pub use nvme_driver::disk::{Disk, DiskError};
 pub use nvme_driver::url::DeviceUrl;
@@ -57,6 +57,14 @@ pub use shm_api::client::{
 };
 pub use shm_api::server::{Server, ServerError, ServerOptions, StopHandle};
 pub use shm_api::{PlacedBy, Placement};
+
+/// Makes an empty filesystem; everything on the device is lost. Its root directory belongs to this process's effective user and
+/// group unless the options say otherwise: a server lets nobody change a directory of root's but root, not even its own user.
+pub fn format<D: Disk>(disk: &mut D, options: &FormatOptions) -> Result<(), FsError> {
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let root = options.root.unwrap_or(NewInode { uid, gid, ..NewInode::directory() });
+    extent_fs::format(disk, &FormatOptions { root: Some(root), ..options.clone() })
+}
 
 /// The example in the README is run too.
 #[cfg(doctest)]

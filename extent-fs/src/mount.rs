@@ -36,8 +36,8 @@ pub struct FormatOptions {
     pub uuid: Option<[u8; 16]>,
     /// Size of the log in bytes, at least 64 KiB; by default 1/64 of the device, at least 256 KiB and at most 64 MiB.
     pub log_bytes: Option<u64>,
-    /// Owner, group and mode of the root directory.
-    pub root: NewInode,
+    /// Owner, group and mode of the root directory; by default it is the superuser's, with mode 0755.
+    pub root: Option<NewInode>,
     /// Time of the root directory in nanoseconds since 1970; by default now.
     pub time: Option<u64>,
     /// Placement of files that have none of their own, see [`SetAttr`](crate::SetAttr).
@@ -46,7 +46,7 @@ pub struct FormatOptions {
 
 impl Default for FormatOptions {
     fn default() -> Self {
-        Self { uuid: None, log_bytes: None, root: NewInode::directory(), time: None, placement: 0 }
+        Self { uuid: None, log_bytes: None, root: None, time: None, placement: 0 }
     }
 }
 
@@ -128,7 +128,8 @@ pub fn format<D: Disk>(disk: &mut D, options: &FormatOptions) -> Result<(), FsEr
         None => random_uuid()?,
     };
     let time = options.time.unwrap_or_else(system_time);
-    let mut state = State::fresh(blocks, time, &options.root, options.placement);
+    let root = options.root.unwrap_or_else(NewInode::directory);
+    let mut state = State::fresh(blocks, time, &root, options.placement);
     let place = Place { block: FIRST_LOG_BLOCK + log_blocks, blocks: 1 };
     let sb = Superblock {
         uuid,

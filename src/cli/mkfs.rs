@@ -14,6 +14,7 @@ use super::units::Bytes;
 
 /// Make an empty filesystem on a device
 ///
+/// Its root directory belongs to whoever runs this: only they, and root, can change the top of it through a server.
 /// Refused without --force where anything is: bytes that are no cmbfs filesystem, or a cmbfs filesystem with files.
 #[derive(Args, Debug)]
 #[command(
@@ -51,7 +52,7 @@ impl Mkfs {
                 .hint("--force formats it: all that is lost then"));
         }
         let placement = Placement::kept(self.placement);
-        extent_fs::format(&mut disk, &FormatOptions { placement, ..FormatOptions::default() })?;
+        cmbfs::format(&mut disk, &FormatOptions { placement, ..FormatOptions::default() })?;
         let fs = device::mount(device)?;
         let (space, uuid) = (fs.statfs(), fs.uuid());
         let free = Bytes(space.free.saturating_sub(space.reserved).saturating_mul(BLOCK));
