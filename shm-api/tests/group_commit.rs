@@ -13,7 +13,8 @@ use nvme_driver::emu::{EmulatedController, PowerCut};
 use nvme_driver::spec::NvmOpcode;
 use shm_api::client::OpenMode;
 use shm_api::protocol::messages::{
-    CommitReply, CommitRequest, HelloRequest, OPEN_CREATE, OPEN_READ, OPEN_WRITE, OpenRequest,
+    CommitReply, CommitRequest, Empty, HandleRequest, HelloRequest, MAP_WRITE, MapRequest, OPEN_CREATE,
+    OPEN_READ, OPEN_WRITE, OpenRequest,
 };
 use shm_api::protocol::{Message, Op, VERSION, header};
 use shm_api::server::Server;
@@ -108,6 +109,49 @@ fn commits_that_wait_together_share_a_flush_and_are_durable_when_answered() {
         let ino = fs.lookup(format!("/f{n}")).unwrap();
         assert_eq!(fs.stat(ino).unwrap().size, 1000 + n, "client {n} was told that it is durable");
     }
+}
+
+#[test]
+fn a_commit_is_answered_although_the_file_goes_right_after_it() {
+    let mut rig = Rig::new();
+    let socket = sent_ahead(&rig.socket, 7);
+    // It takes blocks, too.
+    let map = MapRequest { handle: 1, offset: 0, len: 300_000, flags: MAP_WRITE, reserved: 0 };
+    let close = HandleRequest { handle: 1 };
+    for bytes in [
+        header::encode(Op::Map, false, 6, 0, &map, &[]),
+        header::encode(Op::Close, false, 4, 0, &close, &[]),
+        header::encode(Op::Unlink, false, 5, 0, &Empty {}, b"/f7"),
+    ] {
+        socket.send(&bytes.unwrap(), &[]).unwrap();
+    }
+    rig.run();
+    let mut answered = Vec::new();
+    while answered.len() < 6 {
+        socket.wait_readable(1000).unwrap();
+        let Ok(datagram) = socket.receive() else { continue };
+        let message = Message::decode(&datagram.unwrap().bytes).unwrap();
+        assert_eq!(message.error(), None, "request {}", message.request);
+        if message.request == 3 {
+            assert!(message.body_only::<CommitReply>().unwrap().size >= 1007);
+        }
+        answered.push(message.request);
+    }
+    // Nobody has the file any more, the commit neither: its blocks are free again.
+    let mut fresh = Rig::new();
+    fresh.run();
+    let free = |rig: &Rig, size: u64| {
+        // Blocks are free as soon as it is durable that they are.
+        let client = connect(&rig.socket);
+        client.open("/other", OpenMode::create()).unwrap().commit_range(0, 0, size).unwrap();
+        client.info().unwrap().free_bytes
+    };
+    let all = free(&fresh, 1);
+    let mut size = 0;
+    common::until("its blocks are free", || {
+        size += 1;
+        free(&rig, size) == all
+    });
 }
 
 #[test]

@@ -212,6 +212,9 @@ impl Core {
         result: Result<Answer, WireError>,
         now: u64,
     ) {
+        if let Some(ino) = job.work.commits() {
+            self.close_in_fs(ino);
+        }
         let Some((id, to)) = job.to else { return };
         let Some(session) = sessions.get_mut(&id) else {
             if let Ok(Answer::Layout(granted)) = &result {
@@ -416,6 +419,10 @@ impl Core {
         if under_way >= MAX_IN_FLIGHT && !begun {
             let text = format!("{MAX_IN_FLIGHT} requests are under way already; wait for their replies");
             return Err(WireError::new(ErrorCode::TooMany, text));
+        }
+        if let Some(ino) = work.commits() {
+            // Its name and its last user may go before the answer, which is about the file as it was.
+            self.backing.fs.open(ino).map_err(|e| super::names::fs_error(&e))?;
         }
         self.pending = true;
         self.jobs.push(Job { to: Some((session, to)), work });

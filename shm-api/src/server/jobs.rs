@@ -69,6 +69,18 @@ pub(super) enum Work {
     PeerCopy { peer: PeerEntry, slot: u32, ino: u64, bytes: Range<u64>, local: usize, out: bool, since: u64 },
 }
 
+impl Work {
+    /// The file that this is a commit of, of whatever kind. It is held open in the filesystem until that is answered.
+    pub(super) fn commits(&self) -> Option<u64> {
+        let ino = match self {
+            Self::Commit { ino, .. } | Self::LayoutCommit { ino, .. } => *ino,
+            Self::Sync(waiting) => waiting.ino,
+            _ => return None,
+        };
+        (!super::raw::is_raw(ino)).then_some(ino)
+    }
+}
+
 /// A commit of which everything is on the drive, and nothing known to be durable.
 pub(super) struct Unsynced {
     pub(super) ino: u64,
