@@ -187,7 +187,9 @@ impl File {
         Mapped::new(self.clone(), offset, len, 0)
     }
 
-    /// Maps a range to read only, from the host cache and never from the CMB.
+    /// Maps a range to read only, and asks for the host cache: a window without a place gets one there. One that has a place stays, for a
+    /// window has one place for everybody, and another client's wish may bring it to the CMB: then this mapping reads it there.
+    /// To keep a file out of the CMB see [`Client::set_placement`](super::Client::set_placement).
     pub fn map_host(&self, offset: u64, len: u64) -> Result<Mapped, ClientError> {
         Mapped::new(self.clone(), offset, len, m::MAP_HOST)
     }
