@@ -23,6 +23,24 @@ fn a_file_that_is_no_image_is_never_formatted_without_force() {
 }
 
 #[test]
+fn a_host_cache_that_could_leave_a_writer_without_a_window_is_not_served() {
+    let lab = lab();
+    let drive = "emu:disk.img?size=64M&cmb=0";
+    lab.ok(&["mkfs", drive]);
+    for cache in ["0", "128K", "511K"] {
+        let said = lab.fails(1, &["serve", drive, "--socket", "s", "--host-cache", cache]).stderr;
+        assert!(said.contains("262144") && said.contains("524288 bytes or more (--host-cache)"), "{said}");
+        assert!(!lab.path("s").exists());
+    }
+    let server = lab.serve(drive, "s", &["--host-cache", "512K"]);
+    let bytes = pattern(3, 3_000_000);
+    lab.file("in", &bytes);
+    lab.ok(&["put", "--socket", "s", "in", "/f"]);
+    assert!(lab.ok(&["cat", "--socket", "s", "/f"]) == bytes, "cat differs");
+    assert_eq!(server.stop(), Some(0));
+}
+
+#[test]
 fn a_refused_mkfs_leaves_no_image_behind() {
     let lab = lab();
     for drive in [

@@ -210,7 +210,8 @@ fn bytes_are_read_even_when_no_window_can_be_placed_anywhere() {
     let bytes = pattern(150_000, 9);
     let ino = fs.create("/a", &extent_fs::NewInode::file()).unwrap();
     fs.write_at(ino, 0, &bytes).unwrap();
-    let options = shm_api::server::ServerOptions { host_cache: 0, ..common::options(&socket, SMALL) };
+    let refusals = p2p::refusal::Refusals::new(0, 1000);
+    let options = shm_api::server::ServerOptions { refusals, ..common::options(&socket, SMALL) };
     let server = shm_api::server::Server::new(fs, options).unwrap();
     let stop = server.stop_handle();
     let thread = std::thread::spawn(move || server.run());

@@ -35,7 +35,7 @@ pub(crate) struct Serve {
     /// Bytes per window: what is moved and taken back as one; a power of two from 4K
     #[arg(long, value_name = "BYTES", default_value = "256K", value_parser = window_size)]
     window: usize,
-    /// Bytes of host memory for the cache behind the CMB
+    /// Bytes of host memory for the cache behind the CMB: two windows at least
     #[arg(long, value_name = "BYTES", default_value = "1G", value_parser = size)]
     host_cache: u64,
     /// Where windows may live, whatever files say: cmb (while there is room) or host (never in the CMB). auto leaves it to each file and to

@@ -65,6 +65,19 @@ pub enum ClientError {
         /// What was tried.
         what: &'static str,
     },
+    /// The server had no place for a window again and again, neither in the CMB nor in the host cache. A writer needs one.
+    #[error(
+        "the window at {offset} could not be written, it was refused {times} times in a row: {why}; revoke the CMB or free raw memory, \
+         or serve with more host cache"
+    )]
+    NoPlace {
+        /// File offset.
+        offset: u64,
+        /// How often it was asked for.
+        times: u32,
+        /// The server's last refusal.
+        why: WireError,
+    },
     /// Memory could not be mapped.
     #[error(transparent)]
     Map(#[from] MapError),
@@ -83,7 +96,7 @@ impl ClientError {
     /// The server's error code, if it was the server that refused.
     pub fn code(&self) -> Option<ErrorCode> {
         match self {
-            Self::Server(e) => Some(e.code),
+            Self::Server(e) | Self::NoPlace { why: e, .. } => Some(e.code),
             _ => None,
         }
     }

@@ -263,6 +263,7 @@ impl Mapped {
             let text = format!("more than {} threads write at once", p2p::layout::SECTION_SLOTS);
             return Err(WireError::new(ErrorCode::TooMany, text).into());
         };
+        let mut refusals = 0;
         for tries in 0..TRIES {
             let view = self.view.borrow();
             let refused = match slot.write(&self.pages, handle, &view) {
@@ -299,7 +300,7 @@ impl Mapped {
             match refused {
                 NotEntered::Moving => self.moving(tries),
                 NotEntered::NotResident | NotEntered::DeviceMoved => {
-                    self.fault(index, m::MAP_WRITE)?;
+                    self.fault_to_write(index, &mut refusals)?;
                 }
                 NotEntered::Unmapped(place) => self.reach(index, place)?,
                 NotEntered::ServerGone => return Err(ClientError::Gone(" (its word says so)")),
@@ -320,7 +321,7 @@ impl Mapped {
         }
     }
 
-    fn window_offset(&self, index: usize) -> u64 {
+    pub(super) fn window_offset(&self, index: usize) -> u64 {
         self.first + ((index as u64) << self.shift)
     }
 
@@ -348,9 +349,18 @@ impl Mapped {
             std::thread::sleep(Duration::from_micros(200));
             return Ok(false);
         }
-        // The ring has no room for the text: ask once more where there is.
-        let _: m::FaultReply = connection.ask(Op::Fault, "a window to be resident", &want, &[])?;
+        self.fault_in_words(index, flags)?;
         Ok(true)
+    }
+
+    /// The same over the socket. The ring has no room for the text of a refusal: ask once more where there is.
+    #[cold]
+    pub(super) fn fault_in_words(&self, index: usize, flags: u32) -> Result<(), ClientError> {
+        let (handle, offset) = (self.file.inner.handle, self.window_offset(index));
+        let want = FaultRequest { handle, offset, flags: flags | self.flags, reserved: 0 };
+        let connection = &self.file.inner.client.inner.connection;
+        let _: m::FaultReply = connection.ask(Op::Fault, "a window to be resident", &want, &[])?;
+        Ok(())
     }
 
     /// The last resort: no window can be placed anywhere, so the server sends the bytes.

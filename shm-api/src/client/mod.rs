@@ -30,6 +30,7 @@ mod mapped;
 mod memory;
 mod path_counts;
 mod peer;
+mod refused;
 mod revoke;
 
 use std::path::Path;

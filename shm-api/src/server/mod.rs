@@ -93,7 +93,7 @@ pub struct ServerOptions {
     pub window_size: usize,
     /// How long a silent client may delay a revocation.
     pub grace: Duration,
-    /// Bytes of host memory for the cache.
+    /// Bytes of host memory for the cache: two windows at least.
     pub host_cache: u64,
     /// Where windows may live, whatever their files say. `Auto` leaves it to each file, and then to the filesystem.
     pub placement: Placement,
@@ -130,6 +130,19 @@ pub enum ServerError {
     /// The socket could not be opened.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// Where the CMB has no place, and for files that are kept out of it, a writer needs a window in the host cache: one, beside the
+    /// part of it (half at most) that is kept free for the CMB's dirty windows.
+    #[error(
+        "a host cache of {host_cache} bytes is too small for windows of {window_size} bytes, for it must have room for two: give it {} \
+         bytes or more (--host-cache), or serve smaller windows (--window)",
+        2 * .window_size
+    )]
+    HostCacheTooSmall {
+        /// Bytes of host cache.
+        host_cache: u64,
+        /// Bytes per window.
+        window_size: u64,
+    },
     /// The windows failed.
     #[error(transparent)]
     Windows(#[from] WindowsError),
@@ -157,6 +170,10 @@ pub struct Server {
 impl Server {
     /// Takes a mounted filesystem and begins to listen.
     pub fn new(filesystem: Filesystem<Box<dyn Disk>>, options: ServerOptions) -> Result<Self, ServerError> {
+        let (host_cache, window_size) = (options.host_cache, options.window_size as u64);
+        if host_cache / 2 < window_size {
+            return Err(ServerError::HostCacheTooSmall { host_cache, window_size });
+        }
         let listener = Listener::bind(&options.socket)?;
         let stop =
             StopHandle::new().map_err(|source| ServerError::System { what: "make an eventfd", source })?;
