@@ -52,3 +52,36 @@ fn the_pmr_of_a_drive_in_another_process_is_served_too() {
     server.kill();
     assert_eq!(std::fs::read(lab.path("disk.img.pmr")).unwrap()[5000..5004], *b"kept");
 }
+
+#[test]
+fn only_who_may_want_a_pmr_makes_one_and_a_new_image_gets_no_old_one() {
+    let lab = Lab::new(env!("CARGO_BIN_EXE_cmbfs"));
+    let kept = lab.path("disk.img.pmr");
+    lab.ok(&["mkfs", "emu:disk.img?size=64M&cmb=4M"]);
+    for command in [&["ls", DRIVE, "/"][..], &["mkdir", DRIVE, "/d"], &["check", DRIVE], &["identify", DRIVE]]
+    {
+        lab.ok(command);
+        assert!(!kept.exists(), "{command:?} made a PMR");
+    }
+    assert_eq!(lab.serve(DRIVE, "s", &[]).stop(), Some(0));
+    assert!(kept.exists(), "the server did not");
+
+    std::fs::write(&kept, vec![7; 1 << 20]).unwrap();
+    std::fs::remove_file(lab.path("disk.img")).unwrap();
+    for drive in [DRIVE, "emu:disk.img?size=64M&cmb=4M"] {
+        let said = lab.fails(1, &["mkfs", "--force", drive]).stderr;
+        assert!(said.contains("disk.img.pmr") && said.contains("remove it"), "{said}");
+        assert!(!lab.path("disk.img").exists(), "and left an image");
+    }
+    assert_eq!(std::fs::read(&kept).unwrap(), vec![7; 1 << 20]);
+    std::fs::remove_file(&kept).unwrap();
+    // Too small for a filesystem: neither file stays.
+    lab.fails(1, &["mkfs", "emu:disk.img?size=100K&pmr=1M"]);
+    assert!(!lab.path("disk.img").exists() && !kept.exists());
+    lab.ok(&["mkfs", DRIVE]);
+    assert_eq!(std::fs::read(&kept).unwrap(), vec![0; 1 << 20]);
+    let help = String::from_utf8(lab.ok(&["--help"])).unwrap();
+    for name in ["size=", "cmb=", "pmr=", "lba=", "cache="] {
+        assert!(help.contains(name), "{name} is not in the help");
+    }
+}

@@ -48,6 +48,17 @@ pub enum OpenError {
         /// The size in the URL.
         asked: u64,
     },
+    /// There is no image, but a PMR by its name: a new drive must not begin with another one's bytes.
+    #[error(
+        "there is no image {}, but {} is there, the PMR of a drive that was: bring its image back, remove it, or give the new image another name",
+        image.display(), pmr.display()
+    )]
+    StalePmr {
+        /// The image that was to be made.
+        image: PathBuf,
+        /// The file that is in the way.
+        pmr: PathBuf,
+    },
     /// The image could not be opened, created or given its size.
     #[error("cannot {what} {}: {source}", path.display())]
     Image {
@@ -192,7 +203,14 @@ fn emulated_drive(url: &EmulatedUrl) -> Result<(EmulatedDrive, New), OpenError> 
             Backing::File { path: path.clone(), create: None }
         }
     };
-    let pmr_file = pmr_file(url);
+    let pmr_file = url.pmr_file();
+    if let (Some(image), Some(pmr)) = (&image, &pmr_file)
+        && pmr.exists()
+    {
+        let image = image.0.clone().unwrap_or_default();
+        return Err(OpenError::StalePmr { image, pmr: pmr.clone() });
+    }
+    let pmr_file = pmr_file.filter(|_| url.pmr != 0);
     let pmr = pmr_file.clone().filter(|path| !path.exists()).map(|path| NewImage(Some(path)));
     let new = New { image, pmr };
     let config = Config {
@@ -206,16 +224,6 @@ fn emulated_drive(url: &EmulatedUrl) -> Result<(EmulatedDrive, New), OpenError> 
         ..Config::default()
     };
     Ok((EmulatedDrive { controller: EmulatedController::new(&config)?, lock }, new))
-}
-
-/// Where an image's PMR is kept: the name of the image and `.pmr`.
-fn pmr_file(url: &EmulatedUrl) -> Option<PathBuf> {
-    let EmulatedBacking::Image(path) = &url.backing else { return None };
-    (url.pmr != 0).then(|| {
-        let mut name = path.clone().into_os_string();
-        name.push(".pmr");
-        name.into()
-    })
 }
 
 /// Opens or creates an image and locks it; a new (or empty) one gets its size only under the lock.
@@ -348,6 +356,14 @@ mod tests {
         let refused = format!("emu:{}/new.img?size=1&pmr=1M", dir.path().display());
         assert!(open_text(&refused).is_err());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+        // Nor does a new drive begin with the PMR of one that is gone, now or when it is first asked for.
+        std::fs::remove_file(dir.path().join("disk.img")).unwrap();
+        for stale in [url.as_str(), &url.replace("&pmr=1M", "")] {
+            let said = open_text(stale).unwrap_err().to_string();
+            assert!(said.contains("disk.img.pmr is there"), "{said}");
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        }
+        assert_eq!(std::fs::read(&kept).unwrap()[5000..5004], *b"kept");
     }
 
     #[test]

@@ -115,6 +115,14 @@ impl EmulatedUrl {
         Self { backing, size: None, cmb: DEFAULT_CMB, pmr: 0, lba: DEFAULT_LBA, cache: true, lossy: false }
     }
 
+    /// Where an image's PMR is kept, whether or not it has one: the image's name and `.pmr`.
+    pub fn pmr_file(&self) -> Option<PathBuf> {
+        let EmulatedBacking::Image(path) = &self.backing else { return None };
+        let mut name = path.clone().into_os_string();
+        name.push(".pmr");
+        Some(name.into())
+    }
+
     fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
         let size = || parse_size(value).ok_or_else(|| "a size is digits and maybe K, M, G or T".to_owned());
         match name {

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
-use cmbfs::nvme_driver::url::EmulatedBacking;
+use cmbfs::nvme_driver::url::{EmulatedBacking, EmulatedUrl};
 use cmbfs::{Device, DeviceUrl, Disk, Filesystem, MountOptions, OpenOptions};
 
 use super::failure::Failure;
@@ -41,8 +41,21 @@ pub(crate) fn open(url: &DeviceUrl) -> Result<Device, Failure> {
     Ok(device?)
 }
 
-/// Opens a device that is to hold something already: a mistyped name creates no image.
+/// Opens a device that is to hold something already: a mistyped name creates no image. An image that has no PMR yet gets none
+/// either: who only wants the files does without.
 pub(crate) fn open_existing(url: &DeviceUrl) -> Result<Device, Failure> {
+    if let DeviceUrl::Emulated(emulated) = url
+        && let EmulatedBacking::Image(image) = &emulated.backing
+        && image.exists()
+        && emulated.pmr_file().is_some_and(|pmr| !pmr.exists())
+    {
+        return open_to_serve(&DeviceUrl::Emulated(EmulatedUrl { pmr: 0, ..emulated.clone() }));
+    }
+    open_to_serve(url)
+}
+
+/// As [`open_existing`], but whoever gets the device may want its PMR, so it is made now if the URL has one.
+pub(crate) fn open_to_serve(url: &DeviceUrl) -> Result<Device, Failure> {
     if let DeviceUrl::Emulated(emulated) = url
         && let EmulatedBacking::Image(path) = &emulated.backing
         && !path.exists()

@@ -25,8 +25,8 @@ use super::units::Bytes;
     after_help = "Examples:\n  mkdir -p run\n  cmbfs emulate 'disk.img?cmb=64M&size=1G' --socket run/cntrl\n  cmbfs emulate 'ram?size=512M&lba=512' --socket run/cntrl\n  cmbfs identify vfio-user:run/cntrl"
 )]
 pub(crate) struct Emulate {
-    /// What follows `emu:` in a device's URL: an image (made if there is none), `ram` or `null`, with size=, cmb=, lba= and cache=; by
-    /// default the image's size or 1G, 64M, 4096 and on
+    /// What follows `emu:` in a device's URL: an image (made if there is none), `ram` or `null`, with size=, cmb=, pmr=, lba= and
+    /// cache=; by default the image's size or 1G, 64M, none, 4096 and on
     #[arg(value_name = "IMAGE")]
     image: OsString,
     /// Where to listen: a Unix socket, created here; SPDK's host wants it to be named cntrl, in a folder of its own

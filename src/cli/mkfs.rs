@@ -61,13 +61,14 @@ impl Mkfs {
     }
 }
 
-/// An image that was made for a filesystem that was refused goes again.
+/// An image that was made for a filesystem that was refused goes again, and its PMR: a new image's is new.
 fn remove_image(url: &DeviceUrl) {
-    if let DeviceUrl::Emulated(emulated) = url
-        && let EmulatedBacking::Image(path) = &emulated.backing
-        && let Err(e) = std::fs::remove_file(path)
-    {
-        eprintln!("cmbfs: {} stays behind: {e}", path.display());
+    let DeviceUrl::Emulated(emulated) = url else { return };
+    let EmulatedBacking::Image(path) = &emulated.backing else { return };
+    for path in [Some(path.clone()), emulated.pmr_file().filter(|_| emulated.pmr != 0)].iter().flatten() {
+        if let Err(e) = std::fs::remove_file(path) {
+            eprintln!("cmbfs: {} stays behind: {e}", path.display());
+        }
     }
 }
 

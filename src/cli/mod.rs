@@ -52,8 +52,9 @@ Devices:
   pci:0000:01:00.0               a drive bound to vfio-pci
   vfio-user:/run/n.sock          a drive served by another process
 
-Parameters of emu: and what they are by default: size= the image's, else 1G; cmb=64M (0: none); lba=4096 (or 512);
-cache=on (volatile until flushed; off; lossy: a killed command is a power cut).
+Parameters of emu: and what they are by default: size= the image's, else 1G; cmb=64M (0: none); pmr=0 (none; or a
+power of two, kept beside the image as disk.img.pmr); lba=4096 (or 512); cache=on (volatile until flushed; off; lossy: a
+killed command is a power cut).
 
 Exit status: 0 done, 1 failed, 2 wrong arguments, 3 damage or a difference found, 141 nobody read the output.
 Set CMBFS_LOG=debug to see what the layers underneath do.

@@ -82,7 +82,7 @@ pub(crate) fn prepare(device: &Device, options: ServerOptions) -> Result<Server,
 impl Serve {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let url = device::url(self.device)?;
-        let device = device::open_existing(&url)?;
+        let device = device::open_to_serve(&url)?;
         let (pmr, pmr_text) = enable_pmr(&device);
         let options = ServerOptions {
             pmr,
