@@ -129,3 +129,29 @@ fn what_a_killed_server_left_of_a_put_goes_with_the_next() {
     lab.ok(&["put", DRIVE, "in", "/f"]);
     assert_eq!(lab.ok(&["ls", DRIVE, "/"]), b".f.put-1-4194999\nf\n");
 }
+
+#[test]
+fn names_that_a_command_changed_stay_when_the_server_is_killed_and_freed_space_is_free_at_once() {
+    let lab = prepared();
+    lab.file("big", &pattern(3, 20 << 20));
+    let server = lab.serve(DRIVE, "s", &[]);
+    let free = || cmbfs::Client::connect(lab.path("s")).unwrap().info().unwrap().free_bytes;
+    let empty = free();
+    for name in ["/gone", "/old"] {
+        lab.ok(&["put", "--socket", "s", "big", name]);
+    }
+    assert!(free() + (40 << 20) <= empty);
+    lab.ok(&["rm", "--socket", "s", "/gone"]);
+    lab.ok(&["mv", "--socket", "s", "/old", "/new"]);
+    lab.ok(&["mkdir", "--socket", "s", "/d"]);
+    // The library's, which is not durable yet: what it frees is free all the same.
+    cmbfs::Client::connect(lab.path("s")).unwrap().unlink("/new").unwrap();
+    let left = empty.saturating_sub(free());
+    assert!(left < 1 << 20, "{left} bytes of removed files are not free");
+    server.kill();
+    let names = String::from_utf8(lab.ok(&["ls", DRIVE, "/"])).unwrap();
+    for (name, there) in [("gone", false), ("old", false), ("d/", true), ("f", true)] {
+        assert_eq!(names.lines().any(|line| line == name), there, "{name} in {names}");
+    }
+    assert_eq!(lab.run(&["check", DRIVE]).code, Some(0));
+}

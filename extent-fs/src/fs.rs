@@ -84,8 +84,10 @@ pub struct StatFs {
     pub blocks: u64,
     /// Blocks that files occupy.
     pub used: u64,
-    /// Blocks that could be allocated after a sync.
+    /// Blocks that can be allocated now.
     pub free: u64,
+    /// Blocks of `held` that the next sync makes free. A write that needs them syncs by itself.
+    pub pending: u64,
     /// Blocks of those promised to the next checkpoint.
     pub reserved: u64,
     /// Blocks freed but held back: by a record that is not durable yet, or by a layout.
@@ -217,10 +219,15 @@ impl<D: Disk> Filesystem<D> {
             blocks: self.sb.blocks,
             used: self.state.mapped,
             free: self.free.free_blocks(),
+            pending: self.pending_blocks(),
             reserved: self.reserve(0),
             held: self.held_blocks(),
             files: self.state.count(),
         }
+    }
+
+    fn pending_blocks(&self) -> u64 {
+        self.txn.freed.iter().filter(|f| !self.leases.covers(f.0, f.1, f.2)).map(|f| f.2).sum()
     }
 
     fn held_blocks(&self) -> u64 {

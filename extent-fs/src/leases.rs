@@ -241,11 +241,16 @@ impl Leases {
 
     /// Freed blocks, durably so. Returns whether they may be used again at once; otherwise they wait here.
     pub(crate) fn may_reuse(&mut self, ino: Ino, disk: u64, len: u64) -> bool {
-        if self.by_id.is_empty() || !self.touches((ino, disk, len)) {
+        if !self.covers(ino, disk, len) {
             return true;
         }
         self.held.push((ino, disk, len));
         false
+    }
+
+    /// Whether a layout is out of any of these blocks.
+    pub(crate) fn covers(&self, ino: Ino, disk: u64, len: u64) -> bool {
+        !self.by_id.is_empty() && self.touches((ino, disk, len))
     }
 
     /// Freed blocks that a layout still covers (first, count).

@@ -395,6 +395,12 @@ impl Client {
         self.done(Op::Rename, "a rename", &request, &tail)
     }
 
+    /// Makes all changes of names and attributes durable, everybody's. Bytes in windows are not: they are committed by file.
+    /// Without it such changes are durable with the next commit of any file, or when the server ends in an orderly way.
+    pub fn sync(&self) -> Result<(), ClientError> {
+        self.done(Op::Sync, "a sync", &Empty {}, &[])
+    }
+
     /// Sets a file's permission bits.
     pub fn set_mode(&self, path: &str, mode: u32) -> Result<(), ClientError> {
         let request = SetAttrRequest { fields: m::SET_MODE, mode, ..Default::default() };

@@ -87,6 +87,8 @@ ops! {
     SetAttr = 26,
     /// Say where a file's windows may live.
     SetPlacement = 27,
+    /// Make all changes of names and attributes durable.
+    Sync = 28,
     /// Get the windows behind a range of an open file.
     Map = 32,
     /// Give a mapping back.

@@ -202,6 +202,10 @@ impl Core {
                 self.rename(session, &from, &to, now)?;
                 done()
             }
+            Op::Sync => {
+                self.backing.fs.sync_all().map_err(|e| fs_error(&e))?;
+                done()
+            }
             Op::SetAttr => {
                 let (body, path) = message.body::<m::SetAttrRequest>()?;
                 let path = records::one_text(path)?;
@@ -381,7 +385,7 @@ impl Core {
         let fs = self.backing.fs.statfs();
         let body = m::InfoReply {
             bytes: fs.blocks.saturating_mul(extent_fs::BLOCK),
-            free_bytes: fs.free.saturating_sub(fs.reserved).saturating_mul(extent_fs::BLOCK),
+            free_bytes: (fs.free + fs.pending).saturating_sub(fs.reserved).saturating_mul(extent_fs::BLOCK),
             cmb_bytes: self.windows.cmb_bytes().1 as u64,
             device_generation: self.windows.control().device_generation(),
             uuid: self.backing.fs.uuid(),

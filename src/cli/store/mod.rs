@@ -62,7 +62,7 @@ trait Files {
     fn rename(&mut self, from: &str, to: &str) -> Result<(), Failure>;
     /// Durable when it returns. `None`: no choice.
     fn place(&mut self, path: &str, wanted: Option<Placement>) -> Result<(), Failure>;
-    /// Makes changes of names durable where the place does not do so by itself.
+    /// Makes changes of names durable.
     fn sync(&mut self) -> Result<(), Failure>;
     fn close(self: Box<Self>) -> Result<(), Failure>;
 }
@@ -153,7 +153,7 @@ impl Store {
         result
     }
 
-    /// Removes a file or an empty directory.
+    /// Removes a file or an empty directory, durably, as all that follows.
     pub(crate) fn remove(&mut self, path: &str) -> Result<(), Failure> {
         if path.split('/').all(|part| matches!(part, "" | "." | "..")) {
             return Err(Failure::new(format!("{path} cannot be removed")));
@@ -162,15 +162,15 @@ impl Store {
             true => self.0.rmdir(path),
             false => self.0.unlink(path),
         };
-        removed.map_err(|f| f.about(path))
+        removed.and_then(|()| self.0.sync()).map_err(|f| f.about(path))
     }
 
     pub(crate) fn mkdir(&mut self, path: &str) -> Result<(), Failure> {
-        self.0.mkdir(path).map_err(|f| f.about(path))
+        self.0.mkdir(path).and_then(|()| self.0.sync()).map_err(|f| f.about(path))
     }
 
     pub(crate) fn rename(&mut self, from: &str, to: &str) -> Result<(), Failure> {
-        let renamed = self.0.rename(from, to);
+        let renamed = self.0.rename(from, to).and_then(|()| self.0.sync());
         renamed.map_err(|f| f.naming(to).doing(format!("cannot rename {from} to {to}")))
     }
 

@@ -123,7 +123,7 @@ impl Files for Served {
     }
 
     fn sync(&mut self) -> Result<(), Failure> {
-        Ok(())
+        Ok(self.0.sync()?)
     }
 
     fn close(self: Box<Self>) -> Result<(), Failure> {
