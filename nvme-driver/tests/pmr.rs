@@ -108,6 +108,30 @@ fn bytes_survive_resets_and_power_cuts_and_commands_use_them() {
     assert!(matches!(pmr.write(usize::MAX, &[0; 2]), Err(PmrError::Memory(_))));
 }
 
+/// A killed process leaves the region decoded. Where it was is where the next one has its DMA memory, and would get the region's bytes.
+#[test]
+fn what_a_killed_process_left_decoded_is_in_nobodys_way() {
+    let emulated = emulated();
+    let killed = Pmr::enable(&controller(&emulated)).unwrap();
+    killed.write(0, &[7; 4096]).unwrap();
+    killed.barrier().unwrap();
+    let left = killed.bus_address().unwrap();
+    drop(killed);
+    let function = emulated.function();
+    function.write32(0, regs::PMRCTL, 1).unwrap();
+    function.write32(0, regs::PMRMSCU, (left >> 32) as u32).unwrap();
+    function.write32(0, regs::PMRMSCL, left as u32 | 2).unwrap();
+    let next = controller(&emulated);
+    assert_eq!(emulated.function().read32(0, regs::PMRMSCL).unwrap(), 0, "still decoded, at {left:#x}");
+    let pmr = Pmr::enable(&next).unwrap();
+    let mut got = [0; 4096];
+    pmr.read(0, &mut got).unwrap();
+    assert_eq!(got, [7; 4096]);
+    // The one that has it keeps it through a reset of its own.
+    next.reset(0).unwrap();
+    assert_ne!(emulated.function().read32(0, regs::PMRMSCL).unwrap() & 2, 0);
+}
+
 #[test]
 fn one_at_a_time_and_addresses_come_back() {
     let emulated = emulated();

@@ -12,7 +12,7 @@ use super::{ControllerError, Env, queues};
 use crate::cmb::{self, CmbStatus};
 use crate::mem::{Mapping, PAGE};
 use crate::spec::identify::IdentifyController;
-use crate::spec::regs::{Cap, Cc, Version};
+use crate::spec::regs::{self, Cap, Cc, Version};
 
 /// Where a controller is on its way to ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -285,6 +285,11 @@ impl Bringup<'_> {
         let function = self.env.registers.function.as_ref();
         match &self.kept.cmb {
             None => {
+                if self.cap.pmrs() {
+                    // Whoever had it before and was killed left it decoded, at an address that may be the one of our DMA memory now.
+                    // It keeps its bytes.
+                    function.write32(0, regs::PMRMSCL, 0)?;
+                }
                 let status =
                     cmb::enable(function, self.cap, &self.env.iova, self.env.options.cmb_queue_bytes)?;
                 if let CmbStatus::Absent(reason) = &status {
