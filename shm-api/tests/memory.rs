@@ -14,8 +14,10 @@ use nvme_driver::pmr::Pmr;
 use nvme_driver::spec::NvmOpcode;
 use p2p::refusal::Refusals;
 use shm_api::client::{Client, ClientError, File, OpenMode};
-use shm_api::protocol::ErrorCode;
+use shm_api::protocol::messages::{HelloRequest, MEMORY_PMR, MemoryRequest, ReadRequest};
+use shm_api::protocol::{ErrorCode, Message, Op, VERSION, header};
 use shm_api::server::ServerOptions;
+use shm_api::transport::socket::Socket;
 
 const WINDOW: u64 = SMALL.window as u64;
 
@@ -193,8 +195,43 @@ fn what_files_can_do_and_memory_cannot_is_refused() {
     assert_eq!(code(pmr.map(0, 64 * 1024 + 1)), Some(ErrorCode::Invalid));
     assert_eq!(code(pmr.map_blocks(0, 4096, shm_api::client::Access::Read)), Some(ErrorCode::Unsupported));
     assert_eq!(code(client.peer_memory("nothing")), Some(ErrorCode::NotFound));
+    let text = |result: Result<(), ClientError>| result.unwrap_err().to_string();
+    assert!(text(pmr.truncate(0)).contains("the drive's PMR has no file"), "{}", text(pmr.truncate(0)));
+    let gpu = client.attach_peer(4096).unwrap();
+    let exported = gpu.export("gpu").unwrap();
+    assert!(text(exported.truncate(0)).starts_with("\"gpu\", exported by a peer, has no file"));
+    let raw = client.allocate_shared("raw", 4096).unwrap();
+    assert!(text(raw.commit().map(drop)).starts_with("raw memory \"raw\" has no file"));
     let without = Serving::start(SMALL);
     assert_eq!(code(without.client().pmr()), Some(ErrorCode::NotFound));
+}
+
+#[test]
+fn a_read_that_ends_behind_a_pmr_is_refused_by_the_offset_that_was_asked_for() {
+    let rig = Rig::new("emu:ram?size=64M&cmb=0&pmr=64K", |options| options);
+    let socket = Socket::connect(&rig.serving.socket).unwrap();
+    let hello = HelloRequest { min_version: VERSION, max_version: VERSION, reserved: 0 };
+    let open = MemoryRequest { what: MEMORY_PMR, reserved: 0, peer: 0 };
+    // The first handle of a connection is 1.
+    let read = |offset| ReadRequest { handle: 1, offset, len: 16, reserved: 0 };
+    for bytes in [
+        header::encode(Op::Hello, false, 1, 0, &hello, &[]),
+        header::encode(Op::Memory, false, 2, 0, &open, &[]),
+        header::encode(Op::Read, false, 3, 0, &read(65536 - 16), &[]),
+        header::encode(Op::Read, false, 4, 0, &read(65536 - 8), &[]),
+    ] {
+        socket.send(&bytes.unwrap(), &[]).unwrap();
+    }
+    let mut errors = Vec::new();
+    while errors.len() < 4 {
+        socket.wait_readable(1000).unwrap();
+        let Ok(datagram) = socket.receive() else { continue };
+        errors.push(Message::decode(&datagram.unwrap().bytes).unwrap().error());
+    }
+    let refused = errors.pop().unwrap().unwrap();
+    assert_eq!(errors, [None, None, None]);
+    assert_eq!(refused.code, ErrorCode::Invalid);
+    assert_eq!(refused.text, "16 bytes at 65528 end behind the 65536 bytes of the drive's PMR");
 }
 
 #[test]

@@ -173,7 +173,7 @@ impl Core {
                         // Just taken, so it is there to be given back.
                         let _ = self.windows.release(client, slot);
                     }
-                    return Err(windows_error(&e));
+                    return Err(self.object_error(file.ino, &e));
                 }
             }
         }
@@ -316,7 +316,7 @@ impl Core {
         now: u64,
     ) -> Result<Option<Work>, WireError> {
         let file = session.writable_file(request.handle)?;
-        Self::must_be_file(file.ino, "cut")?;
+        self.must_be_file(file.ino, "cut")?;
         self.truncate(file.ino, request.size, now)
     }
 
@@ -405,6 +405,7 @@ impl Core {
         else {
             return Err(invalid(format!("a read of {} bytes at {}", request.len, request.offset)));
         };
+        self.must_reach(file.ino, &(request.offset..end))?;
         let mut bytes = vec![0; request.len as usize];
         if request.len > 0 {
             let (offset, len) = (request.offset, u64::from(request.len));
@@ -412,7 +413,7 @@ impl Core {
         }
         self.windows
             .read_through(file.ino, request.offset..end, &mut bytes, &mut self.backing)
-            .map_err(|e| windows_error(&e))?;
+            .map_err(|e| self.object_error(file.ino, &e))?;
         Ok((m::ReadReply { len: request.len, reserved: 0 }, bytes))
     }
 

@@ -154,7 +154,10 @@ impl Core {
                         *from_cmb += done.cmb_bytes;
                         *from_host += done.host_bytes;
                     }
-                    Err(e) => return Some(self.none_lost(*ino, losses, now).and(Err(windows_error(&e)))),
+                    Err(e) => {
+                        let e = self.object_error(*ino, &e);
+                        return Some(self.none_lost(*ino, losses, now).and(Err(e)));
+                    }
                 }
                 *at = step;
                 if *at < *end {
@@ -284,7 +287,10 @@ impl Core {
         }
         let ensured = match self.windows.ensure(slot, want, &mut self.backing, now) {
             Ok(ensured) => ensured,
-            Err(e) => return Some(Err(windows_error(&e))),
+            Err(e) => {
+                let object = self.windows.status(slot).map_or(0, |w| w.object);
+                return Some(Err(self.object_error(object, &e)));
+            }
         };
         match ensured {
             Ensured::Moving => None,

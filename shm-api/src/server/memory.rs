@@ -11,7 +11,7 @@ use std::sync::Arc;
 use nvme_driver::mem::Mapping;
 use nvme_driver::pmr::{Health, Pmr};
 use p2p::region::RegionKind;
-use p2p::windows::{DeviceMemory, ObjectOptions};
+use p2p::windows::{DeviceMemory, ObjectOptions, WindowsError};
 
 use super::core::{Core, windows_error};
 use super::raw::{Allocation, RAW};
@@ -84,7 +84,7 @@ impl Core {
         window: usize,
         uid: u32,
         name: &str,
-    ) -> Result<(), p2p::windows::WindowsError> {
+    ) -> Result<(), WindowsError> {
         let own = OwnMemory { memory: Arc::clone(&memory.memory), kind: memory.kind, window };
         let len = memory.len as u64;
         let options = ObjectOptions { window_size: window, placement: own.auto() };
@@ -230,6 +230,39 @@ impl Core {
             return (m::CMB_OTHER_UID, text);
         }
         (m::CMB_GIVEN, String::new())
+    }
+
+    /// What people call memory that is no file's.
+    pub(super) fn memory_name(&self, object: u64) -> String {
+        let Some(a) = self.allocations.get(&object) else { return "this memory".to_owned() };
+        match (a.own.is_some(), a.name.as_str()) {
+            _ if object == PMR => "the drive's PMR".to_owned(),
+            (true, "") => "a peer's memory".to_owned(),
+            (true, name) => format!("\"{name}\", exported by a peer,"),
+            (false, "") => "raw memory".to_owned(),
+            (false, name) => format!("raw memory \"{name}\""),
+        }
+    }
+
+    /// An error of the windows' about an object, which is named if it is memory: its number tells nobody anything.
+    pub(super) fn object_error(&self, object: u64, error: &WindowsError) -> WireError {
+        let mut wire = windows_error(error);
+        if super::raw::is_raw(object) {
+            wire.text = wire.text.replace(&format!("object {object}"), &self.memory_name(object));
+        }
+        wire
+    }
+
+    /// Refuses a read that goes on behind the end of device memory, where files have zeros.
+    pub(super) fn must_reach(&self, object: u64, bytes: &std::ops::Range<u64>) -> Result<(), WireError> {
+        match self.allocations.get(&object) {
+            Some(a) if a.own.is_some() && bytes.end > a.len => {
+                let (len, name) = (bytes.end - bytes.start, self.memory_name(object));
+                let text = format!("{len} bytes at {} end behind the {} bytes of {name}", bytes.start, a.len);
+                Err(WireError::new(ErrorCode::Invalid, text))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Whether an object stays when nobody has it open.

@@ -28,8 +28,8 @@ pub(super) struct Allocation {
     pub(super) own: Option<OwnMemory>,
 }
 
-fn no_file(what: &str) -> WireError {
-    WireError::new(ErrorCode::Unsupported, format!("raw memory has no file behind it: nothing to {what}"))
+fn no_file(name: &str, what: &str) -> WireError {
+    WireError::new(ErrorCode::Unsupported, format!("{name} has no file behind it: nothing to {what}"))
 }
 
 impl Core {
@@ -42,14 +42,14 @@ impl Core {
     }
 
     /// Refuses what only files can do.
-    pub(super) fn must_be_file(object: u64, what: &str) -> Result<(), WireError> {
-        if is_raw(object) { Err(no_file(what)) } else { Ok(()) }
+    pub(super) fn must_be_file(&self, object: u64, what: &str) -> Result<(), WireError> {
+        if is_raw(object) { Err(no_file(&self.memory_name(object), what)) } else { Ok(()) }
     }
 
     /// Refuses what raw memory cannot be done.
     pub(super) fn must_be_kept(&self, object: u64, what: &str) -> Result<(), WireError> {
         match self.allocations.get(&object) {
-            Some(Allocation { own: None, .. }) => Err(no_file(what)),
+            Some(Allocation { own: None, .. }) => Err(no_file(&self.memory_name(object), what)),
             _ => Ok(()),
         }
     }
