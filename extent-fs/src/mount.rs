@@ -30,7 +30,7 @@ const MIN_LOG_BLOCKS: u64 = 16;
 const ZEROS_AT_ONCE: usize = 64;
 
 /// How to make a filesystem.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct FormatOptions {
     /// Identity; by default random.
     pub uuid: Option<[u8; 16]>,
@@ -42,12 +42,6 @@ pub struct FormatOptions {
     pub time: Option<u64>,
     /// Placement of files that have none of their own, see [`SetAttr`](crate::SetAttr).
     pub placement: u8,
-}
-
-impl Default for FormatOptions {
-    fn default() -> Self {
-        Self { uuid: None, log_bytes: None, root: None, time: None, placement: 0 }
-    }
 }
 
 /// How to mount.
