@@ -26,7 +26,7 @@ impl Windows {
         // Reading a CMB across a bus is slow: what the drive has as well is read from the drive.
         let slow = home == Home::Cmb && self.cmb.as_ref().is_some_and(|c| c.memory.is_device_memory);
         // Under a truncation or a layout the drive may still have what the window has no more.
-        let own = self.has_own(object);
+        let own = self.has_memory(object);
         let taken_out = own || self.is_raw(object) || self.is_excluded(object, offset..offset + w_len);
         let slow = slow && !taken_out;
         let mut direct = !taken_out && self.cmb.as_ref().is_some_and(|c| c.memory.read_data);
@@ -124,7 +124,7 @@ impl Windows {
                 if self.reset_matters(object) {
                     return Err(WindowsError::DeviceReset);
                 }
-                if self.has_own(object) && !region.present() {
+                if self.has_memory(object) && !region.present() {
                     return Err(WindowsError::MemoryGone(object));
                 }
                 Ok(())

@@ -108,7 +108,7 @@ impl Windows {
             }
         }
         for index in kept {
-            if self.window(index).is_some_and(|w| !self.has_own(w.object)) {
+            if self.window(index).is_some_and(|w| !self.has_memory(w.object)) {
                 self.redirect_from_cmb(index);
             }
             self.restamp(index)?;
@@ -127,7 +127,7 @@ impl Windows {
     /// Dirty pages of a window went with the device.
     pub(super) fn count_lost(&mut self, index: u32, pages: usize) {
         let Some(object) = self.window(index).map(|w| w.object).filter(|_| pages > 0) else { return };
-        if self.has_own(object) {
+        if self.has_memory(object) {
             // All of it was counted when it went.
             return;
         }

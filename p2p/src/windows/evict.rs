@@ -19,7 +19,7 @@ impl Windows {
     /// Makes room in the CMB for a window, as far as that goes at once. What has to wait for writers leaves later.
     pub(super) fn make_room(&mut self, index: u32, backing: &mut dyn Backing, now: u64) {
         let Some((object, len)) = self.window(index).map(|w| (w.object, w.len)) else { return };
-        if self.has_own(object) {
+        if self.has_memory(object) {
             return;
         }
         for _ in 0..VICTIMS {
@@ -92,7 +92,7 @@ impl Windows {
 
     /// A window in the host cache was used: it would like to be in the CMB.
     pub(super) fn want_cmb(&mut self, index: u32) {
-        let somewhere = self.cmb.is_some() || self.window(index).is_some_and(|w| self.has_own(w.object));
+        let somewhere = self.cmb.is_some() || self.window(index).is_some_and(|w| self.has_memory(w.object));
         if somewhere && self.wanted.len() < WANTED && self.wanted.back() != Some(&index) {
             self.wanted.push_back(index);
         }
@@ -111,7 +111,9 @@ impl Windows {
             && matches!(self.placement_of(index), Some(Placement::Auto | Placement::PeersFirst))
             && !self.is_quarantined(index);
         let Some((object, room)) = self.window(index).map(|w| (w.object, w.len)) else { return };
-        if may && (self.has_own(object) || self.cmb.as_ref().is_some_and(|c| c.pool.largest_free() >= room)) {
+        if may
+            && (self.has_memory(object) || self.cmb.as_ref().is_some_and(|c| c.pool.largest_free() >= room))
+        {
             let request =
                 Request { to: Home::Cmb, reason: Reason::Policy, discard: false, tickets: Vec::new() };
             self.request(index, request, backing, now);
@@ -150,7 +152,7 @@ impl Windows {
         let next = self
             .wanted
             .iter()
-            .position(|i| !crowded || self.window(*i).is_some_and(|w| self.has_own(w.object)));
+            .position(|i| !crowded || self.window(*i).is_some_and(|w| self.has_memory(w.object)));
         let Some(index) = next.and_then(|at| self.wanted.remove(at)) else { return false };
         let Some(w) = self.window(index) else { return false };
         if w.home != Home::Host {

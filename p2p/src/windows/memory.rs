@@ -108,14 +108,12 @@ impl Windows {
         let len = own.len;
         let (mut kept, mut there) = (0, Vec::new());
         for index in self.slots_in(object, &(0..LANE)) {
-            let Some(w) = self.window_mut(index) else { continue };
+            let Some(w) = self.window(index) else { continue };
             if w.home == Home::Host {
                 kept += w.len as u64;
             } else {
                 there.push(index);
             }
-        }
-        for index in self.slots_in(object, &(0..LANE)) {
             self.redirect_from_cmb(index);
         }
         let lost = len - kept.min(len);
@@ -135,21 +133,17 @@ impl Windows {
 
     /// Whether an object has device memory of its own.
     pub fn has_memory(&self, object: u64) -> bool {
-        self.has_own(object)
-    }
-
-    pub(super) fn has_own(&self, object: u64) -> bool {
         self.own(object).is_some()
     }
 
     /// Whether a window is in the CMB proper: a reset of the drive takes it.
     pub(super) fn in_cmb(&self, w: &Window) -> bool {
-        w.home == Home::Cmb && !self.has_own(w.object)
+        w.home == Home::Cmb && !self.has_memory(w.object)
     }
 
     /// Whether reading the CMB for this object may show what a reset left.
     pub(super) fn reset_matters(&self, object: u64) -> bool {
-        self.device_moved() && !self.has_own(object)
+        self.device_moved() && !self.has_memory(object)
     }
 
     /// The memory that [`Home::Cmb`] means for an object.

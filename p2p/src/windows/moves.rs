@@ -463,7 +463,7 @@ impl Windows {
     /// silent may still store: the one in its own memory, or in the host cache with another before him in its own memory.
     fn leaves_held(&self, index: u32) -> bool {
         self.window(index).is_some_and(|w| {
-            self.has_own(w.object)
+            self.has_memory(w.object)
                 && w.moving.as_ref().is_some_and(|m| !m.fenced.is_empty())
                 && (w.home == Home::Cmb || self.own_place_is_held(w.object, w.offset))
         })

@@ -194,7 +194,7 @@ impl Windows {
             return Ok(self.bounce(Reason::NotCoherent));
         }
         let object = self.window(window).map(|w| w.object).ok_or(WindowsError::UnknownWindow(window))?;
-        if self.placement_of(window) == Some(Placement::HostOnly) && !self.has_own(object) {
+        if self.placement_of(window) == Some(Placement::HostOnly) && !self.has_memory(object) {
             // It may not be in the CMB, so nobody has to give way for it.
             return Ok(self.bounce(if self.cmb.is_none() { Reason::NoCmb } else { Reason::Asked }));
         }
@@ -205,7 +205,8 @@ impl Windows {
         match self.ensure(window, Want::Peer, backing, now)? {
             Ensured::Ready(Home::Cmb, _) => {}
             Ensured::Ready(_, reason) | Ensured::Refused(reason) => {
-                let reason = if self.cmb.is_none() && !self.has_own(object) { Reason::NoCmb } else { reason };
+                let reason =
+                    if self.cmb.is_none() && !self.has_memory(object) { Reason::NoCmb } else { reason };
                 return Ok(self.bounce(reason));
             }
             Ensured::Moving => return Ok(PeerPath::Moving),

@@ -123,7 +123,7 @@ impl Windows {
             return Ok(Ensured::Refused(Reason::Revoked));
         }
         let placement = known.options.placement;
-        let direct = self.cmb.is_some() || self.has_own(object);
+        let direct = self.cmb.is_some() || self.has_memory(object);
         let mut why = if direct { Reason::Asked } else { Reason::NoCmb };
         let readers = want == Want::Auto && placement == Placement::PeersFirst;
         if readers {
@@ -342,7 +342,7 @@ impl Windows {
     ) -> Result<(), WindowsError> {
         let Some(w) = self.window(index) else { return Err(WindowsError::UnknownWindow(index)) };
         let (object, offset, len) = (w.object, w.offset, w.len);
-        if self.has_own(object) {
+        if self.has_memory(object) {
             return Ok(());
         }
         if self.is_raw(object) {

@@ -184,7 +184,7 @@ impl Windows {
 
     fn free_pages(&mut self, pages: &PagesOut) {
         match pages.home {
-            Home::Cmb if self.has_own(pages.object) => {}
+            Home::Cmb if self.has_memory(pages.object) => {}
             Home::Cmb => {
                 if let Some(cmb) = self.cmb.as_mut()
                     && let Err(e) = cmb.pool.free(pages.at as usize, pages.len)

@@ -176,7 +176,7 @@ impl Windows {
     ) -> Result<Ticket, WindowsError> {
         let windows = self.slots_in(object, bytes);
         // What is in device memory of its own is there, wanted or not.
-        let discard = !self.has_own(object);
+        let discard = !self.has_memory(object);
         Ok(self.request_all(&windows, Home::None, discard, Reason::Revoked, backing, now))
     }
 

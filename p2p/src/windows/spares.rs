@@ -86,7 +86,8 @@ impl Windows {
     /// `stale` is any set of its size.
     pub(super) fn keep_spare(&mut self, old: &PagesOut, mut stale: PageSet) -> bool {
         // What a device stores in its own memory is noted by nobody.
-        let wanted = self.placement_of(old.window) != Some(Placement::CmbOnly) && !self.has_own(old.object);
+        let wanted =
+            self.placement_of(old.window) != Some(Placement::CmbOnly) && !self.has_memory(old.object);
         let Some(w) = self.windows.get_mut(old.window as usize).and_then(Option::as_deref_mut) else {
             return false;
         };

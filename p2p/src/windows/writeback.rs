@@ -119,7 +119,7 @@ impl Windows {
         let (object, first, home, at) = (w.object, w.offset, w.home, w.at);
         let (from, len) = (run.start * 4096, run.len() * 4096);
         let offset = first + from as u64;
-        if home == Home::None || home == Home::Cmb && self.has_own(object) {
+        if home == Home::None || home == Home::Cmb && self.has_memory(object) {
             // In device memory of its own they are where they belong.
             return Ok((0, 0));
         }

@@ -218,13 +218,7 @@ impl Core {
             Work::PeerDma(dma) => self.peer_dma(dma),
             Work::PeerCopy { peer, slot, ino, bytes, local, out, since } => {
                 let late = now.saturating_sub(*since) > PATIENCE;
-                let (at, local) = ((*ino, bytes.clone()), *local);
-                let moved = if *out {
-                    self.peer_write(peer, *slot, at, local, now)
-                } else {
-                    self.peer_read(peer, *slot, at, local, now)
-                };
-                moved
+                self.peer_copy(peer, *slot, (*ino, bytes.clone()), *local, *out, now)
                     .map(|result| result.map(Answer::PeerCopy))
                     .or_else(|| late.then(|| Err(retry("the window is still moving; ask again"))))
             }

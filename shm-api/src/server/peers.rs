@@ -246,75 +246,47 @@ impl Core {
         Ok(Work::PeerCopy { peer, slot, ino, bytes: request.offset..end, local, out, since: now })
     }
 
-    /// Moves a peer's read on: by DMA from the CMB, or through host memory with the reason. `None`: the window is moving.
-    pub(super) fn peer_read(
+    /// Moves a peer's read on, or its write (`out`): by DMA to the CMB, or through host memory with the reason. `None`: the window is moving.
+    pub(super) fn peer_copy(
         &mut self,
         peer: &PeerEntry,
         slot: u32,
         (ino, bytes): (u64, Range<u64>),
         local: usize,
+        out: bool,
         now: u64,
     ) -> Option<Result<m::PeerReadReply, WireError>> {
         let len = bytes.end - bytes.start;
         let reply = |path, reason| m::PeerReadReply { bytes: len, path, reason: reason as u32 };
-        let moved = match self.windows.map_peer(peer.id, slot, false, &mut self.backing, now) {
+        let why = match self.windows.map_peer(peer.id, slot, out, &mut self.backing, now) {
             Ok(PeerPath::Moving) => return None,
             Ok(PeerPath::Direct(mapping)) => {
                 let first = self.windows.status(slot).map_or(bytes.start, |w| w.offset);
-                let from = mapping.iova + (bytes.start - first);
-                let copied = peer.engine.copy(from, local, len as usize, false);
-                copied.map_err(|e| WireError::new(ErrorCode::PeerFault, e.to_string())).map(|()| {
-                    self.windows.count_peer(Path::PeerToPeer, Reason::Asked, len as usize);
-                    reply(m::PATH_PEER, Reason::Asked)
-                })
-            }
-            Ok(PeerPath::Bounce(why)) => {
-                let (to, backing) = (peer.engine.local(), &mut self.backing);
-                let copied = self.windows.bounce_to_peer(ino, bytes, (to, local), why, backing);
-                copied.map(|()| reply(m::PATH_BOUNCE, why)).map_err(|e| windows_error(&e))
-            }
-            Err(e) => Err(windows_error(&e)),
-        };
-        Some(moved)
-    }
-
-    /// The same for a peer's write: what it may not put into the window itself goes through host memory.
-    pub(super) fn peer_write(
-        &mut self,
-        peer: &PeerEntry,
-        slot: u32,
-        (ino, bytes): (u64, Range<u64>),
-        local: usize,
-        now: u64,
-    ) -> Option<Result<m::PeerReadReply, WireError>> {
-        let len = bytes.end - bytes.start;
-        let reply = |path, reason| m::PeerReadReply { bytes: len, path, reason: reason as u32 };
-        let why = match self.windows.map_peer(peer.id, slot, true, &mut self.backing, now) {
-            Ok(PeerPath::Moving) => return None,
-            Ok(PeerPath::Direct(mapping)) => {
-                let first = self.windows.status(slot).map_or(bytes.start, |w| w.offset);
-                let to = mapping.iova + (bytes.start - first);
-                let copied = peer.engine.copy(to, local, len as usize, true);
-                return Some(copied.map_err(|e| WireError::new(ErrorCode::PeerFault, e.to_string())).map(
-                    |()| {
-                        self.windows.count_peer(Path::PeerToPeer, Reason::Asked, len as usize);
-                        reply(m::PATH_PEER, Reason::Asked)
-                    },
-                ));
+                let iova = mapping.iova + (bytes.start - first);
+                if let Err(e) = peer.engine.copy(iova, local, len as usize, out) {
+                    return Some(Err(WireError::new(ErrorCode::PeerFault, e.to_string())));
+                }
+                self.windows.count_peer(Path::PeerToPeer, Reason::Asked, len as usize);
+                return Some(Ok(reply(m::PATH_PEER, Reason::Asked)));
             }
             Ok(PeerPath::Bounce(why)) => why,
             Err(e) => return Some(Err(windows_error(&e))),
         };
-        let (from, backing) = ((peer.engine.local().as_ref(), local), &mut self.backing);
-        match self.windows.bounce_from_peer(ino, bytes, from, why, backing, now) {
-            Ok(Ensured::Moving) => None,
-            Ok(Ensured::Ready(..)) => Some(Ok(reply(m::PATH_BOUNCE, why))),
-            Ok(Ensured::Refused(none)) => Some(Err(WireError::new(
-                ErrorCode::NotResident,
-                format!("no place for the window now ({none}); ask again"),
-            ))),
-            Err(e) => Some(Err(windows_error(&e))),
-        }
+        let (memory, backing) = (peer.engine.local(), &mut self.backing);
+        let bounced = if out {
+            match self.windows.bounce_from_peer(ino, bytes, (memory.as_ref(), local), why, backing, now) {
+                Ok(Ensured::Moving) => return None,
+                Ok(Ensured::Refused(none)) => {
+                    let text = format!("no place for the window now ({none}); ask again");
+                    return Some(Err(WireError::new(ErrorCode::NotResident, text)));
+                }
+                Ok(Ensured::Ready(..)) => Ok(()),
+                Err(e) => Err(e),
+            }
+        } else {
+            self.windows.bounce_to_peer(ino, bytes, (memory, local), why, backing)
+        };
+        Some(bounced.map(|()| reply(m::PATH_BOUNCE, why)).map_err(|e| windows_error(&e)))
     }
 
     /// Takes everything back from a peer and forgets it. Its engine does what it is told, so nothing stays behind.
