@@ -43,17 +43,33 @@ pub(crate) fn pattern(seed: u64, len: usize) -> Vec<u8> {
         .collect()
 }
 
-/// The block device of a function's namespace, once the kernel has found it. Which drive is nvme0 is chance.
-pub(crate) fn node_of(address: PciAddress) -> Outcome<String> {
+/// Tries every 10 ms for 5 s: the kernel finds its drives beside us.
+fn in_time<T>(mut attempt: impl FnMut() -> Outcome<T>) -> Outcome<T> {
     for _ in 0..500 {
-        let found = vfio::list()?.into_iter().find(|info| info.address == address);
-        if let Some(name) = found.and_then(|info| info.block_devices.first().cloned()) {
-            let node = format!("/dev/{name}");
-            if std::path::Path::new(&node).exists() {
-                return Ok(node);
-            }
+        if let Ok(found) = attempt() {
+            return Ok(found);
         }
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
-    Err("the kernel did not find the namespace".into())
+    attempt()
+}
+
+/// Waits until a block device can be opened: its node is there a moment before the disk behind it, and until then that is
+/// ENXIO.
+pub(crate) fn wait_for(node: &str) -> Outcome {
+    in_time(|| std::fs::File::open(node).map(drop).map_err(|e| format!("{node}: {e}").into()))
+}
+
+/// The block device of a function's namespace, once the kernel has found it and lets it be opened. Which drive is nvme0 is
+/// chance.
+pub(crate) fn node_of(address: PciAddress) -> Outcome<String> {
+    let name = in_time(|| {
+        let found = vfio::list()?.into_iter().find(|info| info.address == address);
+        found
+            .and_then(|info| info.block_devices.first().cloned())
+            .ok_or_else(|| "the kernel did not find the namespace".into())
+    })?;
+    let node = format!("/dev/{name}");
+    wait_for(&node)?;
+    Ok(node)
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{FallocateFlags, OFlags};
 
-use crate::lab::{Case, Outcome, expect, pattern};
+use crate::lab::{Case, Outcome, expect, pattern, wait_for};
 
 pub(crate) const CASES: &[(&str, Case)] = &[
     ("identify", identify),
@@ -45,6 +45,7 @@ fn attribute(name: &str) -> Outcome<String> {
 }
 
 fn identify() -> Outcome {
+    wait_for(NODE)?;
     for name in ["model", "serial", "firmware_rev", "subsysnqn", "state", "queue_count", "sqsize"] {
         println!("{name}: {}", attribute(name)?);
     }
@@ -308,6 +309,7 @@ fn mkfs_ext4() -> Outcome {
 }
 
 fn verify_after_reboot() -> Outcome {
+    wait_for(NODE)?;
     mount()?;
     verify()?;
     umount()
