@@ -1,4 +1,4 @@
-//! What a peer has for a window and may not put there itself: its bytes go through host memory.
+//! Bytes that go through host memory: those of a window that has no place, and what a peer may not take from a window or put there itself.
 
 use std::ops::Range;
 
@@ -7,8 +7,91 @@ use nvme_driver::mem::Mapping;
 use super::{Ensured, Want, Windows, WindowsError};
 use crate::backing::Backing;
 use crate::counters::{Path, Reason};
+use crate::layout::{Home, Place};
+
+/// Bytes that go to a peer through host memory at a time.
+const BOUNCE: u64 = 1 << 20;
 
 impl Windows {
+    /// The last resort: bytes of an object from wherever they are, window by window, without giving them a place.
+    pub fn read_through(
+        &mut self,
+        object: u64,
+        bytes: Range<u64>,
+        into: &mut [u8],
+        backing: &mut dyn Backing,
+    ) -> Result<(), WindowsError> {
+        self.bytes_of(object, bytes, into, backing)?;
+        self.counters.add(Path::Bounce, Reason::Asked, into.len());
+        Ok(())
+    }
+
+    /// Brings bytes of an object into a peer's own memory the long way, through host memory, because of `why`; counted with that.
+    pub fn bounce_to_peer(
+        &mut self,
+        object: u64,
+        bytes: Range<u64>,
+        (memory, at): (&Mapping, usize),
+        why: Reason,
+        backing: &mut dyn Backing,
+    ) -> Result<(), WindowsError> {
+        let mut buffer = std::mem::take(&mut self.bounce);
+        let mut done = bytes.start;
+        let mut result = Ok(());
+        while done < bytes.end && result.is_ok() {
+            let n = (bytes.end - done).min(BOUNCE);
+            buffer.resize(n as usize, 0);
+            let to = at + (done - bytes.start) as usize;
+            result = self
+                .bytes_of(object, done..done + n, &mut buffer, backing)
+                .and_then(|()| Ok(memory.write(to, &buffer)?));
+            done += n;
+        }
+        self.bounce = buffer;
+        result?;
+        self.counters.add(Path::Bounce, why, (bytes.end - bytes.start) as usize);
+        Ok(())
+    }
+
+    fn bytes_of(
+        &mut self,
+        object: u64,
+        bytes: Range<u64>,
+        into: &mut [u8],
+        backing: &mut dyn Backing,
+    ) -> Result<(), WindowsError> {
+        let size =
+            self.objects.get(&object).ok_or(WindowsError::UnknownObject(object))?.options.window_size as u64;
+        let mut at = bytes.start;
+        let mut done = 0;
+        while done < into.len() {
+            let start = at / size * size;
+            let within = (at - start) as usize;
+            let n = (into.len() - done).min(size as usize - within);
+            let index = self.objects.get(&object).and_then(|o| o.windows.get(&(at / size))).copied();
+            let resident = index.and_then(|i| self.window(i)).filter(|w| {
+                let lost = w.home == Home::Cmb && self.reset_matters(object);
+                w.home != Home::None && !lost && w.moving.as_ref().is_none_or(|m| !m.discards())
+            });
+            if let Some(w) = resident {
+                let place = Place::new(w.home, w.at, 0).unwrap_or(Place::NONE);
+                match self.read_place(object, place, within, &mut into[done..done + n]) {
+                    Err(WindowsError::DeviceReset) => continue,
+                    other => other?,
+                }
+            } else if self.is_raw(object) {
+                into[done..done + n].fill(0);
+            } else {
+                let mut pages = vec![0; (within % 4096 + n).next_multiple_of(4096)];
+                self.read_behind(object, at / 4096 * 4096, &mut pages, backing)?;
+                into[done..done + n].copy_from_slice(&pages[within % 4096..within % 4096 + n]);
+            }
+            done += n;
+            at += n as u64;
+        }
+        Ok(())
+    }
+
     /// Stores bytes of a peer's own memory in an object, window by window, because of `why` and counted with that. `Ready`: all are
     /// there. `Moving`: poll, and ask again for all of them. `Refused`: the windows from there on have no place now.
     pub fn bounce_from_peer(

@@ -1,21 +1,13 @@
-//! Making a window resident, wherever there is room, and serving bytes when there is none anywhere.
-
-use std::ops::Range;
-
-use nvme_driver::mem::Mapping;
+//! Making a window resident, wherever there is room.
 
 use super::object::Placement;
 use super::reclaim::{Claim, PagesOut};
 use super::{Windows, WindowsError};
 use crate::backing::{Backing, BackingError};
-use crate::counters::{Path, Reason};
-use crate::layout::{Home, LANE, LANES, Place};
-use crate::pages::PageSet;
+use crate::counters::Reason;
+use crate::layout::Home;
 use crate::protocol::{Native, freeze, publish};
 use crate::refusal::Point;
-
-/// Bytes that go to a peer through host memory at a time.
-const BOUNCE: u64 = 1 << 20;
 
 /// Where a caller wants a window.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -237,26 +229,6 @@ impl Windows {
         Ok(())
     }
 
-    /// Bytes of the host cache that fills leave free: for dirty windows of the CMB, should it be taken back. Half of the cache at most.
-    fn kept_for_dirty(&self) -> u64 {
-        self.may_be_dirty.min(self.host_limit / 2)
-    }
-
-    /// Keeps the sum of [`Windows::may_be_dirty`], after anything that matters to it has changed.
-    pub(super) fn count_dirty(&mut self, index: u32) {
-        let by_peers = self.peers.has_writers(index);
-        // What is in device memory of its own can go nowhere and loses nothing.
-        let in_cmb = self.window(index).is_some_and(|w| self.in_cmb(w));
-        let Some(w) = self.windows.get_mut(index as usize).and_then(Option::as_deref_mut) else { return };
-        let by_clients = w.holders.iter().any(|h| h.dirty_word.is_some());
-        let may = in_cmb && (by_clients || by_peers || !w.dirty.is_empty());
-        if may != w.counted_dirty {
-            w.counted_dirty = may;
-            let len = w.len as u64;
-            self.may_be_dirty = if may { self.may_be_dirty + len } else { self.may_be_dirty - len };
-        }
-    }
-
     /// Gives a place back that was taken and is not used.
     fn unplaced(&mut self, index: u32, home: Home, at: u64, claims: Vec<Claim>) {
         if let Some(w) = self.window(index) {
@@ -268,207 +240,5 @@ impl Windows {
 
     pub(super) fn placement_of(&self, index: u32) -> Option<Placement> {
         self.objects.get(&self.window(index)?.object).map(|o| o.options.placement)
-    }
-
-    /// Takes pages of the CMB for a window.
-    pub(super) fn take_cmb(&mut self, index: u32) -> Result<u64, Reason> {
-        let Some(w) = self.window(index) else { return Err(Reason::Policy) };
-        let (object, offset, len) = (w.object, w.offset, w.len);
-        if self.placement_of(index) == Some(Placement::HostOnly) {
-            return Err(Reason::Asked);
-        }
-        // Someone silent holds old pages of this window: were it to move on and on, each move would cost as many again.
-        if self.is_quarantined(index) {
-            return Err(Reason::Quarantine);
-        }
-        if let Some(taken) = self.take_own(object, offset) {
-            return taken;
-        }
-        let Some(cmb) = self.cmb.as_mut() else { return Err(Reason::NoCmb) };
-        if len > cmb.pool.size() {
-            return Err(Reason::TooLarge);
-        }
-        if self.refusals.refuse(Point::CmbPlace) {
-            return Err(Reason::Injected);
-        }
-        cmb.pool.alloc(len).map(|at| at as u64).ok_or(Reason::CmbFull)
-    }
-
-    /// Takes room in the host cache for a window: its own offset, in a lane where nobody silent may still write.
-    /// `keep` bytes of the cache stay free.
-    pub(super) fn take_host(&mut self, index: u32, keep: u64) -> Result<u64, Reason> {
-        let Some(w) = self.window(index) else { return Err(Reason::Policy) };
-        let (object, offset, len, home, now_at) = (w.object, w.offset, w.len as u64, w.home, w.at);
-        if len > self.host_limit {
-            return Err(Reason::TooLarge);
-        }
-        if self.refusals.refuse(Point::HostPlace) {
-            return Err(Reason::Injected);
-        }
-        if self.host_in_use() + len + keep > self.host_limit {
-            return Err(Reason::HostFull);
-        }
-        let taken =
-            |at: u64| self.out.iter().any(|o| o.home == Home::Host && o.object == object && o.at == at);
-        let own = |at: u64| home == Home::Host && now_at == at;
-        let at = (0..LANES).map(|lane| lane * LANE + offset).find(|at| !taken(*at) && !own(*at));
-        let Some(at) = at else { return Err(Reason::Quarantine) };
-        if let Err(e) = self.host_file(object) {
-            tracing::warn!("no host cache for object {object}: {e}");
-            return Err(Reason::HostFull);
-        }
-        self.drop_spares_for(len);
-        self.host_bytes += len;
-        Ok(at)
-    }
-
-    /// The same for a window that leaves the CMB: its spare, if it has one, and which pages of that are stale; else new pages.
-    pub(super) fn take_host_again(&mut self, index: u32) -> Result<(u64, Option<PageSet>), Reason> {
-        if self.window(index).is_none_or(|w| w.spare.is_none()) {
-            return self.take_host(index, 0).map(|at| (at, None));
-        }
-        if self.refusals.refuse(Point::HostPlace) {
-            return Err(Reason::Injected);
-        }
-        self.take_spare(index).map(|(at, stale)| (at, Some(stale))).ok_or(Reason::Policy)
-    }
-
-    fn fill_cmb(
-        &mut self,
-        index: u32,
-        at: u64,
-        why: Reason,
-        backing: &mut dyn Backing,
-    ) -> Result<(), WindowsError> {
-        let Some(w) = self.window(index) else { return Err(WindowsError::UnknownWindow(index)) };
-        let (object, offset, len) = (w.object, w.offset, w.len);
-        if self.has_memory(object) {
-            return Ok(());
-        }
-        if self.is_raw(object) {
-            let zeros = [0; 4096];
-            if let Some(cmb) = self.cmb.as_ref() {
-                (0..len).step_by(4096).try_for_each(|page| cmb.region.write(at as usize + page, &zeros))?;
-            }
-            return Ok(());
-        }
-        let direct = self.cmb.as_ref().is_some_and(|c| c.memory.read_data);
-        if direct {
-            backing.read_to_cmb(object, offset, at as usize, len)?;
-            self.counters.add(Path::Cmb, why, len);
-            return Ok(());
-        }
-        // A CMB that takes no read data is filled by the processor.
-        let mut bounce = std::mem::take(&mut self.bounce);
-        bounce.resize(len, 0);
-        let done = backing.read_to_host(object, offset, &mut bounce);
-        let copied = done.map_err(WindowsError::from).and_then(|()| match self.cmb.as_ref() {
-            Some(cmb) => Ok(cmb.region.write(at as usize, &bounce)?),
-            None => Ok(()),
-        });
-        self.bounce = bounce;
-        self.counters.add(Path::Bounce, Reason::CmbUnsupported, len);
-        copied
-    }
-
-    fn fill_host(
-        &mut self,
-        index: u32,
-        at: u64,
-        why: Reason,
-        backing: &mut dyn Backing,
-    ) -> Result<(), WindowsError> {
-        let Some(w) = self.window(index) else { return Err(WindowsError::UnknownWindow(index)) };
-        let (object, offset, len) = (w.object, w.offset, w.len);
-        if self.is_raw(object) {
-            return Ok(self.host_file(object)?.punch(at, len as u64)?);
-        }
-        let mut bounce = std::mem::take(&mut self.bounce);
-        bounce.resize(len, 0);
-        let done = self
-            .read_behind(object, offset, &mut bounce, backing)
-            .and_then(|()| Ok(self.host_file(object)?.write(at, &bounce)?));
-        self.bounce = bounce;
-        self.counters.add(Path::HostCache, why, len);
-        done
-    }
-
-    /// The last resort: bytes of an object from wherever they are, window by window, without giving them a place.
-    pub fn read_through(
-        &mut self,
-        object: u64,
-        bytes: Range<u64>,
-        into: &mut [u8],
-        backing: &mut dyn Backing,
-    ) -> Result<(), WindowsError> {
-        self.bytes_of(object, bytes, into, backing)?;
-        self.counters.add(Path::Bounce, Reason::Asked, into.len());
-        Ok(())
-    }
-
-    /// Brings bytes of an object into a peer's own memory the long way, through host memory, because of `why`; counted with that.
-    pub fn bounce_to_peer(
-        &mut self,
-        object: u64,
-        bytes: Range<u64>,
-        (memory, at): (&Mapping, usize),
-        why: Reason,
-        backing: &mut dyn Backing,
-    ) -> Result<(), WindowsError> {
-        let mut buffer = std::mem::take(&mut self.bounce);
-        let mut done = bytes.start;
-        let mut result = Ok(());
-        while done < bytes.end && result.is_ok() {
-            let n = (bytes.end - done).min(BOUNCE);
-            buffer.resize(n as usize, 0);
-            let to = at + (done - bytes.start) as usize;
-            result = self
-                .bytes_of(object, done..done + n, &mut buffer, backing)
-                .and_then(|()| Ok(memory.write(to, &buffer)?));
-            done += n;
-        }
-        self.bounce = buffer;
-        result?;
-        self.counters.add(Path::Bounce, why, (bytes.end - bytes.start) as usize);
-        Ok(())
-    }
-
-    fn bytes_of(
-        &mut self,
-        object: u64,
-        bytes: Range<u64>,
-        into: &mut [u8],
-        backing: &mut dyn Backing,
-    ) -> Result<(), WindowsError> {
-        let size =
-            self.objects.get(&object).ok_or(WindowsError::UnknownObject(object))?.options.window_size as u64;
-        let mut at = bytes.start;
-        let mut done = 0;
-        while done < into.len() {
-            let start = at / size * size;
-            let within = (at - start) as usize;
-            let n = (into.len() - done).min(size as usize - within);
-            let index = self.objects.get(&object).and_then(|o| o.windows.get(&(at / size))).copied();
-            let resident = index.and_then(|i| self.window(i)).filter(|w| {
-                let lost = w.home == Home::Cmb && self.reset_matters(object);
-                w.home != Home::None && !lost && w.moving.as_ref().is_none_or(|m| !m.discards())
-            });
-            if let Some(w) = resident {
-                let place = Place::new(w.home, w.at, 0).unwrap_or(Place::NONE);
-                match self.read_place(object, place, within, &mut into[done..done + n]) {
-                    Err(WindowsError::DeviceReset) => continue,
-                    other => other?,
-                }
-            } else if self.is_raw(object) {
-                into[done..done + n].fill(0);
-            } else {
-                let mut pages = vec![0; (within % 4096 + n).next_multiple_of(4096)];
-                self.read_behind(object, at / 4096 * 4096, &mut pages, backing)?;
-                into[done..done + n].copy_from_slice(&pages[within % 4096..within % 4096 + n]);
-            }
-            done += n;
-            at += n as u64;
-        }
-        Ok(())
     }
 }
