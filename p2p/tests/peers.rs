@@ -84,6 +84,35 @@ fn after_a_revocation_a_peers_dma_faults_and_nothing_lands_in_the_freed_pages() 
     engine.copy(again.iova, 0, 64, false).unwrap();
 }
 
+/// Three of many peers map one window. Who does is kept by window, and that is right whatever the others do.
+#[test]
+fn a_peer_that_gives_a_window_back_takes_nobody_else_along() {
+    let (mut rig, c, hold) = rig();
+    let index = hold.handle.index;
+    let engines: Vec<_> = (0..40).map(|n| EmulatedEngine::new(&format!("dma{n}"), W).unwrap()).collect();
+    let peers: Vec<_> = engines.iter().map(|e| rig.windows.register_peer(Box::new(e.clone()))).collect();
+    let [first, second, third] = [3, 17, 38];
+    let maps = [first, second, third].map(|n| map(&mut rig, peers[n], index, n == second));
+    assert_eq!(rig.windows.window_mappings(index).collect::<Vec<_>>(), maps);
+    rig.windows.unmap_peer(peers[first], index).unwrap();
+    rig.windows.unregister_peer(peers[third], rig.now).unwrap();
+    rig.windows.unregister_peer(peers[0], rig.now).unwrap();
+    assert_eq!(rig.windows.window_mappings(index).collect::<Vec<_>>(), maps[1..2]);
+    assert!(rig.windows.is_dirty(7, &(0..W as u64)), "one of them may write");
+    engines[second].local().write(0, &[0x5a; 64]).unwrap();
+    engines[second].copy(maps[1].iova, 0, 64, true).unwrap();
+    rig.revoke(&Scope::Window(index));
+    assert_eq!(c.read(hold.handle, 0, 64), (Outcome::Copied(Home::Host), vec![0x5a; 64]));
+    assert_eq!((rig.windows.window_mappings(index).count(), rig.windows.peer_mappings(None).count()), (0, 0));
+    for (n, m) in [first, second, third].into_iter().zip(maps) {
+        assert!(engines[n].copy(m.iova, 0, 64, false).is_err(), "peer {n} still reaches the pages");
+    }
+    // A mapping for reading that becomes one for writing is one, and a window that comes back starts anew.
+    map(&mut rig, peers[first], index, false);
+    let again = map(&mut rig, peers[first], index, true);
+    assert_eq!(rig.windows.window_mappings(index).collect::<Vec<_>>(), [again]);
+}
+
 #[test]
 fn a_peer_that_does_not_drain_is_cut_off_after_the_grace() {
     let (mut rig, c, hold) = rig();

@@ -21,6 +21,7 @@
 //! * `raw`: objects that are not files, and have no memory of their own
 //! * `memory`: objects with device memory of their own
 //! * `peers`: windows that other devices reach
+//! * `registry`: which peers there are, and who of them reaches a window
 //! * `error`: what windows cannot do, and why
 mod ahead;
 mod background;
@@ -39,6 +40,7 @@ mod peers;
 mod place;
 mod raw;
 mod reclaim;
+mod registry;
 mod revoke;
 mod room;
 mod spares;
@@ -170,7 +172,7 @@ pub struct Windows {
     free_slots: Vec<u32>,
     clients: BTreeMap<u32, Client>,
     next_client: u32,
-    peers: peers::Peers,
+    peers: registry::Peers,
     /// Windows that are moving.
     moving: Vec<u32>,
     out: Vec<PagesOut>,
@@ -239,7 +241,7 @@ impl Windows {
             free_slots: Vec::new(),
             clients: BTreeMap::new(),
             next_client: 1,
-            peers: peers::Peers::default(),
+            peers: registry::Peers::default(),
             moving: Vec::new(),
             out: Vec::new(),
             tickets: Tickets::default(),

@@ -1,4 +1,4 @@
-//! Windows that other devices reach: the registry of peers and their mappings, and taking those back.
+//! Windows that other devices reach: peers, their mappings, and taking those back.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,6 +8,7 @@ use nvme_driver::pci::DmaAccess;
 use super::object::Placement;
 use super::place::{Ensured, Want};
 use super::reclaim::Claim;
+use super::registry::Peer;
 use super::revoke::{Outcome, Ticket};
 use super::{Windows, WindowsError};
 use crate::backing::Backing;
@@ -57,68 +58,6 @@ pub struct PeerStatus {
     pub mappings: usize,
 }
 
-#[derive(Debug)]
-struct Peer {
-    mapper: Box<dyn Mapper>,
-    /// By window.
-    maps: BTreeMap<u32, PeerMapping>,
-}
-
-#[derive(Debug, Default)]
-pub(super) struct Peers {
-    next: u32,
-    peers: BTreeMap<u32, Peer>,
-    /// Revocations of a whole peer that wait for it to drain: ticket, peer, deadline.
-    pub(super) leaving: Vec<(Ticket, u32, u64)>,
-}
-
-impl Peers {
-    pub(super) fn exists(&self, peer: u32) -> bool {
-        self.peers.contains_key(&peer)
-    }
-
-    pub(super) fn has_writers(&self, window: u32) -> bool {
-        self.peers.values().any(|p| p.maps.get(&window).is_some_and(|m| m.writable))
-    }
-
-    /// Has every peer that reaches a window take on no more work there.
-    pub(super) fn stop(&mut self, window: u32) {
-        for peer in self.peers.values_mut() {
-            if let Some(m) = peer.maps.get(&window) {
-                peer.mapper.stop(m.iova, m.len);
-            }
-        }
-    }
-
-    /// Whether no peer has work left there.
-    pub(super) fn drained(&mut self, window: u32) -> bool {
-        self.peers.values_mut().all(|peer| match peer.maps.get(&window) {
-            Some(m) => peer.mapper.drained(m.iova, m.len),
-            None => true,
-        })
-    }
-
-    /// Takes back the mappings of a window. What cannot be taken back claims the pages.
-    fn unmap(&mut self, window: u32, writers: bool) -> (u32, Vec<Claim>) {
-        let (mut taken, mut claims) = (0, Vec::new());
-        for (id, peer) in &mut self.peers {
-            let Some(m) = peer.maps.get(&window).filter(|m| m.writable == writers).copied() else { continue };
-            peer.mapper.stop(m.iova, m.len);
-            let unmapped = peer.mapper.unmap(m.iova, m.len);
-            if let Err(e) = &unmapped {
-                tracing::error!("{e}");
-            }
-            // Verified, not believed: a mapping that still passes would let a late DMA land in someone else's bytes.
-            if unmapped.is_err() || peer.mapper.is_mapped(m.iova, m.len) {
-                claims.push(Claim::Peer(*id));
-            }
-            peer.maps.remove(&window);
-            taken += 1;
-        }
-        (taken, claims)
-    }
-}
-
 impl Windows {
     /// Registers a peer.
     pub fn register_peer(&mut self, mapper: Box<dyn Mapper>) -> PeerId {
@@ -136,7 +75,7 @@ impl Windows {
             let known = self.peers.peers.get_mut(&peer.0).ok_or(WindowsError::UnknownPeer(peer.0))?;
             known.mapper.stop(m.iova, m.len);
             known.mapper.unmap(m.iova, m.len)?;
-            known.maps.remove(&m.window);
+            self.peers.remove(&m);
             self.unmapped(&m);
         }
         self.peers.peers.remove(&peer.0);
@@ -164,7 +103,7 @@ impl Windows {
 
     /// Mappings of one window, by all peers.
     pub fn window_mappings(&self, window: u32) -> impl Iterator<Item = PeerMapping> + '_ {
-        self.peers.peers.values().filter_map(move |p| p.maps.get(&window).copied())
+        self.peers.of(window).map(|(_, m)| *m)
     }
 
     /// Mappings of an object's windows, by all peers: by offset, then by peer.
@@ -235,8 +174,8 @@ impl Windows {
             }
         };
         let mapping = PeerMapping { peer, window, iova, len: w.len, writable: write };
-        known.maps.insert(window, mapping);
         w.peers += 1;
+        self.peers.insert(mapping);
         self.counters.peer_maps += 1;
         self.count_dirty(window);
         Ok(PeerPath::Direct(mapping))
@@ -262,7 +201,7 @@ impl Windows {
             let peer = known.mapper.name().to_owned();
             return Err(PeerError::Unmap { peer, iova: m.iova, reason: "it still passes".to_owned() }.into());
         }
-        known.maps.remove(&window);
+        self.peers.remove(&m);
         self.unmapped(&m);
         Ok(())
     }

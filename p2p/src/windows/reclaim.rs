@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::Windows;
 use super::clients::Client;
-use super::peers::Peers;
+use super::registry::Peers;
 use super::revoke::Ticket;
 use super::window::Window;
 use crate::layout::{Home, Place, SECTION_SLOTS, SectionKind, SectionWord};
