@@ -222,3 +222,29 @@ fn a_writing_peer_is_cut_off_at_once_and_told_once() {
     assert!(!rig.windows.status(hold.handle.index).unwrap().moving);
     assert_eq!(rig.windows.losses(7, &mut rig.drive, rig.now).events, 1);
 }
+
+/// Its own mapping is there still when it asks, and shows what the reset left.
+#[test]
+fn a_peer_that_asks_again_after_a_reset_is_not_shown_what_it_left() {
+    let mut rig = rig();
+    let c = rig.client();
+    let hold = rig.hold(&c, 7, 0, true);
+    rig.ensure(&hold);
+    let engine = EmulatedEngine::new("dma0", W).unwrap();
+    let peer = rig.windows.register_peer(Box::new(engine.clone()));
+    for round in 0..3 {
+        let mapped = loop {
+            match rig.windows.map_peer(peer, hold.handle.index, false, &mut rig.drive, rig.now).unwrap() {
+                PeerPath::Direct(mapped) => break mapped,
+                PeerPath::Moving => rig.poll(),
+                PeerPath::Bounce(why) => panic!("{why}"),
+            }
+        };
+        engine.copy(mapped.iova, 0, W, false).unwrap();
+        let mut got = vec![0; W];
+        engine.local().read(0, &mut got).unwrap();
+        let wrong = got.iter().enumerate().find(|(i, byte)| **byte != pattern(7, *i));
+        assert_eq!(wrong, None, "after {round} resets");
+        reset(&rig);
+    }
+}

@@ -122,6 +122,8 @@ impl Windows {
         backing: &mut dyn Backing,
         now: u64,
     ) -> Result<PeerPath, WindowsError> {
+        // Before a mapping is shown that such a reset ends.
+        self.notice_reset(backing, now);
         let known = self.peers.peers.get(&peer.0).ok_or(WindowsError::UnknownPeer(peer.0))?;
         if let Some(m) = known.maps.get(&window).filter(|m| m.writable || !write) {
             let leaving = self.peers.leaving.iter().any(|l| l.1 == peer.0);

@@ -3,13 +3,13 @@
 //! * `clients`: clients that stop, die or hang up
 //! * `servers`: servers that die, and whose power is cut
 //! * `liars`: whoever does not keep to the protocol
-//! * `raw`: a connection that speaks the protocol by hand
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 mod clients;
 #[path = "../common/mod.rs"]
 mod common;
 mod liars;
+#[path = "../common/raw.rs"]
 mod raw;
 mod servers;
 

@@ -1,5 +1,5 @@
 //! A connection that speaks the protocol by hand.
-#![allow(unreachable_pub, reason = "a room of one test")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
 use std::path::Path;
 
@@ -19,7 +19,12 @@ impl Raw {
     }
 
     pub fn send<T: Wire>(&self, op: Op, body: &T, tail: &[u8]) {
-        let bytes = header::encode(op, false, 1, 0, body, tail).unwrap();
+        self.send_as(1, op, body, tail);
+    }
+
+    /// As request number `request`.
+    pub fn send_as<T: Wire>(&self, request: u64, op: Op, body: &T, tail: &[u8]) {
+        let bytes = header::encode(op, false, request, 0, body, tail).unwrap();
         let _ = self.socket.send(&bytes, &[]);
     }
 

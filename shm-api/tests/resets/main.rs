@@ -1,7 +1,11 @@
 //! A controller that is reset under a running server: what its CMB held is gone, and nobody is shown or told anything else.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
+#[path = "../common/mod.rs"]
 mod common;
+mod peers;
+#[path = "../common/raw.rs"]
+mod raw;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
