@@ -345,6 +345,11 @@ impl Borrow<'_> {
         self.bytes
     }
 
+    /// Where the bytes are. What is borrowed in the host cache stays good whatever happens to the device.
+    pub fn home(&self) -> Home {
+        self.seen.place.home()
+    }
+
     /// Whether the window is known to be still where it was. False: it has moved, and the bytes are a snapshot from before; or it was only
     /// announced to move, or could not be, and they are the window's still.
     pub fn is_current(&self) -> bool {

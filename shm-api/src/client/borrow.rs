@@ -11,7 +11,7 @@ impl Mapped {
     ///
     /// It keeps nobody from moving the window: from then on the bytes are a snapshot, whose pages nobody reuses before `look` returns.
     /// [`Borrow::is_current`] says whether it may have come to that. Only a writer that did not end its section in time may still store there. After
-    /// a reset of the device a borrow that is not current has lost its bytes. Each borrow takes one of the client's section slots.
+    /// a reset of the device a borrow in the CMB that is not current has lost its bytes; one in the host cache ([`Borrow::home`]) has not. Each borrow takes one of the client's section slots.
     pub fn borrow<R>(&self, offset: u64, look: impl FnOnce(&Borrow<'_>) -> R) -> Result<R, ClientError> {
         self.check(offset, 1)?;
         let index = ((self.offset - self.first + offset) >> self.shift) as usize;

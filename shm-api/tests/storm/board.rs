@@ -66,7 +66,7 @@ pub enum Count {
     LongSnapshots,
     /// Snapshots that a fenced writer stored to, late.
     LateStores,
-    /// Borrows that a reset of the drive may have emptied.
+    /// Borrows of the CMB that were taken back where the drive is reset: it may have emptied them.
     LostBorrows,
 }
 
@@ -204,6 +204,15 @@ impl Board {
                 "{who}: word {index} of window {window} is stale or lost: {version}, at least {least}"
             );
             assert!(version <= most, "{who}: word {index} of window {window} is {version}, at most {most}");
+        }
+    }
+
+    /// Demands it of what is left of a whole window in a CMB that may have been emptied: word by word it may be gone, and it is no other's.
+    pub fn check_left(&self, window: usize, bytes: &[u8], least: &[u64], who: &str) {
+        for (index, (word, least)) in bytes.chunks_exact(8).zip(least).enumerate() {
+            if word != [0; 8] {
+                self.check(window, index, word, std::slice::from_ref(least), who);
+            }
         }
     }
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use p2p::layout::Home;
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 use shm_api::client::{Client, ClientError, File, Mapped, OpenMode, PathCounts, Peer};
@@ -188,8 +189,13 @@ impl Worker {
             if borrow.is_current() {
                 return;
             }
-            if board.has_losses() {
-                // The window may have been in a CMB that was emptied. What it was lent must be there all the same, for nobody else.
+            if board.has_losses() && borrow.home() == Home::Cmb {
+                // The CMB may have been emptied. What was lent must be there all the same, for nobody else, as long as the borrow lasts.
+                for _ in 0..2 {
+                    borrow.bytes().read(0, bytes).unwrap();
+                    board.check_left(window, bytes, least, "what a reset left of a borrow");
+                    std::thread::sleep(hold);
+                }
                 board.add(Count::LostBorrows, 1);
                 return;
             }

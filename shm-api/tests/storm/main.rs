@@ -14,7 +14,8 @@
 //! has read of this very word (not stale), and no newer than what was begun. Pages that a revocation freed are filled with poison by the
 //! revoker, which demands that all of it is there (no late store, no late DMA). What is borrowed is verified again after its window
 //! was taken back: a snapshot, but for what a fenced writer had begun. At the end the drive must hold at least what
-//! was published and what was seen (nothing lost). In a storm with resets of the drive the floor is what was committed.
+//! was published and what was seen (nothing lost). In a storm with resets of the drive the floor is what was committed,
+//! and what was borrowed in the CMB may be gone when its window was taken back, but is never another's.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 #![allow(unreachable_pub, reason = "rooms of one test")]
 

@@ -221,7 +221,7 @@ impl Storm {
                     && self.board.get(Count::Reads) >= size.reads
                     && self.board.get(Count::Writes) >= size.writes
                     && peers.iter().all(|n| *n >= size.peer_copies)
-                    && self.board.get(if size.resets { Count::LostBorrows } else { Count::Snapshots })
+                    && [Count::Snapshots, Count::LostBorrows].iter().map(|c| self.board.get(*c)).sum::<u64>()
                         >= size.snapshots
                     && harm.stops >= size.stops
                     && harm.kills >= size.kills;
