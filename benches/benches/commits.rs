@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use cmbfs_benches::quantile;
-use extent_fs::{Filesystem, FormatOptions, MountOptions};
+use extent_fs::{Filesystem, FormatOptions, MountOptions, NewInode};
 use nvme_driver::emu::EmulatedController;
 use nvme_driver::spec::NvmOpcode;
 use shm_api::client::{Client, OpenMode};
@@ -24,7 +24,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let url = format!("emu:{}?size=256M&cmb=16M", dir.path().join("disk.img").display());
     let device = nvme_driver::open(&url.parse()?, &nvme_driver::OpenOptions::default())?;
     let emulated = Arc::clone(device.emulated().ok_or("no emulated drive")?);
-    extent_fs::format(&mut device.disk()?, &FormatOptions::default())?;
+    // Of whoever runs it: anybody may make files there.
+    let root = NewInode { mode: 0o1777, ..NewInode::directory() };
+    extent_fs::format(&mut device.disk()?, &FormatOptions { root: Some(root), ..FormatOptions::default() })?;
     let fs = Filesystem::mount(device.disk()?, MountOptions::default())?;
     let server = Server::new(fs, ServerOptions::new(dir.path().join("s")))?;
     let (socket, stop) = (server.socket().to_owned(), server.stop_handle());

@@ -208,7 +208,7 @@ fn bytes_are_read_even_when_no_window_can_be_placed_anywhere() {
     let socket = dir.path().join("s");
     let mut fs = common::filesystem("emu:ram?size=16M&cmb=0");
     let bytes = pattern(150_000, 9);
-    let ino = fs.create("/a", &extent_fs::NewInode::file()).unwrap();
+    let ino = fs.create("/a", &common::own(extent_fs::NewInode::file())).unwrap();
     fs.write_at(ino, 0, &bytes).unwrap();
     let refusals = p2p::refusal::Refusals::new(0, 1000);
     let options = shm_api::server::ServerOptions { refusals, ..common::options(&socket, SMALL) };

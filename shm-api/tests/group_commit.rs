@@ -42,7 +42,7 @@ impl Rig {
         let device = nvme_driver::open(&url.parse().unwrap(), &Default::default()).unwrap();
         let emulated = Arc::clone(device.emulated().unwrap());
         let mut disk = device.disk().unwrap();
-        extent_fs::format(&mut disk, &FormatOptions::default()).unwrap();
+        common::format(&mut disk, FormatOptions::default());
         let filesystem = Filesystem::mount(disk, MountOptions::default()).unwrap();
         let socket = dir.path().join("s");
         let server = Some(Server::new(filesystem, options(&socket, SMALL)).unwrap());

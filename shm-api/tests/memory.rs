@@ -42,7 +42,7 @@ impl Rig {
         let pmr = Arc::new(Pmr::enable(device.controller().unwrap()).unwrap());
         let mut disk = device.disk().unwrap();
         if !extent_fs::probe(&mut disk).unwrap() {
-            extent_fs::format(&mut disk, &FormatOptions::default()).unwrap();
+            common::format(&mut disk, FormatOptions::default());
         }
         let filesystem = Filesystem::mount(disk, MountOptions::default()).unwrap();
         let setup = Setup { url, ..SMALL };

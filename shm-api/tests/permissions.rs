@@ -134,7 +134,7 @@ fn a_stranger_gets_what_its_uid_may_open_and_is_told_why() {
     let device = nvme_driver::open(&url, &nvme_driver::OpenOptions::default()).unwrap();
     let pmr = nvme_driver::pmr::Pmr::enable(device.controller().unwrap()).unwrap();
     let mut disk = device.disk().unwrap();
-    extent_fs::format(&mut disk, &extent_fs::FormatOptions::default()).unwrap();
+    common::format(&mut disk, Default::default());
     let filesystem = extent_fs::Filesystem::mount(disk, extent_fs::MountOptions::default()).unwrap();
     let serving = Serving::with(filesystem, |socket| shm_api::server::ServerOptions {
         pmr: Some(std::sync::Arc::new(pmr)),

@@ -2,9 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 mod common;
+#[path = "common/four.rs"]
+mod four;
 
 use common::{SMALL, Serving, options, until};
 use extent_fs::{Filesystem, FormatOptions, MountOptions};
+use four::{four_windows, map_four, pattern};
 use nvme_driver::Device;
 use nvme_driver::disk::Disk;
 use shm_api::client::{Client, ClientError, File, OpenMode};
@@ -18,7 +21,7 @@ const WINDOW: usize = SMALL.window;
 fn device(placement: Option<Placement>) -> Device {
     let device = nvme_driver::open(&SMALL.url.parse().unwrap(), &Default::default()).unwrap();
     let options = FormatOptions { placement: Placement::kept(placement), ..Default::default() };
-    extent_fs::format(&mut device.disk().unwrap(), &options).unwrap();
+    common::format(&mut device.disk().unwrap(), options);
     device
 }
 
@@ -34,26 +37,11 @@ fn serve_with(device: &Device, placement: Placement) -> Serving {
     Serving::with(mount(device, false), |socket| ServerOptions { placement, ..options(socket, SMALL) })
 }
 
-fn pattern(len: usize) -> Vec<u8> {
-    (0..len).map(|i| (i * 31 + i / 4096 * 7) as u8).collect()
-}
-
-/// A file of four windows.
-fn four_windows(client: &Client, path: &str) -> File {
-    let file = client.open(path, OpenMode::create()).unwrap();
-    file.write_at(0, &pattern(4 * WINDOW)).unwrap();
-    file.commit().unwrap();
-    file
-}
-
-/// How many of the file's four windows are read from the CMB, if they are asked for there, all of them with the right bytes.
+/// How many of the file's four windows are read from the CMB, if they are asked for there.
 fn in_cmb(file: &File) -> u64 {
-    let mapped = file.map_read(0, 4 * WINDOW as u64).unwrap();
+    let mapped = map_four(file);
     mapped.prefer_cmb().unwrap();
-    let mut got = vec![0; 4 * WINDOW];
-    mapped.read(0, &mut got).unwrap();
-    assert!(got == pattern(4 * WINDOW));
-    mapped.paths().cmb_reads
+    four::in_cmb(&mapped)
 }
 
 fn placed(client: &Client, path: &str) -> (Placement, PlacedBy) {

@@ -2,36 +2,23 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 mod common;
+#[path = "common/four.rs"]
+mod four;
 
 use std::time::Duration;
 
 use common::{SMALL, Serving, options, until};
+use four::{four_windows, map_four, pattern};
 use shm_api::Placement;
-use shm_api::client::{Client, ClientError, File, OpenMode};
+use shm_api::client::{ClientError, File, OpenMode};
 use shm_api::protocol::ErrorCode;
 use shm_api::server::{ServerOptions, WriteBack};
 
 const WINDOW: usize = SMALL.window;
 
-fn pattern(len: usize) -> Vec<u8> {
-    (0..len).map(|i| (i * 31 + i / 4096 * 7) as u8).collect()
-}
-
-/// A file of four windows, all of them in the CMB.
-fn four_windows(client: &Client, path: &str) -> File {
-    let file = client.open(path, OpenMode::create()).unwrap();
-    file.write_at(0, &pattern(4 * WINDOW)).unwrap();
-    file.commit().unwrap();
-    file
-}
-
-/// How many of the file's four windows are read from the CMB, all of them with the right bytes.
+/// How many of the file's four windows are read from the CMB.
 fn in_cmb(file: &File) -> u64 {
-    let mapped = file.map_read(0, 4 * WINDOW as u64).unwrap();
-    let mut got = vec![0; 4 * WINDOW];
-    mapped.read(0, &mut got).unwrap();
-    assert!(got == pattern(4 * WINDOW));
-    mapped.paths().cmb_reads
+    four::in_cmb(&map_four(file))
 }
 
 fn code(result: Result<impl Sized, ClientError>) -> Option<ErrorCode> {
@@ -135,7 +122,7 @@ fn a_file_opts_out_of_the_cmb_and_in_again() {
 fn what_nobody_commits_reaches_the_drive_all_the_same() {
     let device = nvme_driver::open(&SMALL.url.parse().unwrap(), &Default::default()).unwrap();
     let mut disk = device.disk().unwrap();
-    extent_fs::format(&mut disk, &Default::default()).unwrap();
+    common::format(&mut disk, Default::default());
     let filesystem = extent_fs::Filesystem::mount(disk, Default::default()).unwrap();
     let serving = Serving::with(filesystem, |socket| ServerOptions {
         write_back: Some(WriteBack { after: 20_000_000, ..WriteBack::default() }),

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use extent_fs::{Filesystem, FormatOptions, MountOptions};
+use extent_fs::{Filesystem, FormatOptions, MountOptions, NewInode};
+use nvme_driver::disk::Disk;
 use shm_api::client::Client;
 use shm_api::server::{Server, ServerOptions, StopHandle};
 
@@ -30,17 +31,29 @@ pub struct Setup<'a> {
 pub const SMALL: Setup<'static> =
     Setup { url: "emu:ram?size=64M&cmb=4M", window: 64 * 1024, grace_ms: 20, lease_grace_ms: 20_000 };
 
+/// With this process's user and group as its own: a server lets no ordinary user change what is root's, not even the one it runs as.
+pub fn own(new: NewInode) -> NewInode {
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    NewInode { uid, gid, ..new }
+}
+
+/// Makes an empty filesystem in which this process's user may make files.
+pub fn format(disk: &mut Box<dyn Disk>, options: FormatOptions) {
+    let root = Some(own(NewInode::directory()));
+    extent_fs::format(disk, &FormatOptions { root, ..options }).unwrap();
+}
+
 /// Opens the device and mounts it, formatting it first if it is empty.
-pub fn filesystem(url: &str) -> Filesystem<Box<dyn nvme_driver::disk::Disk>> {
+pub fn filesystem(url: &str) -> Filesystem<Box<dyn Disk>> {
     mounted(Setup { url, ..SMALL })
 }
 
-fn mounted(setup: Setup<'_>) -> Filesystem<Box<dyn nvme_driver::disk::Disk>> {
+fn mounted(setup: Setup<'_>) -> Filesystem<Box<dyn Disk>> {
     let url = setup.url;
     let device = nvme_driver::open(&url.parse().unwrap(), &nvme_driver::OpenOptions::default()).unwrap();
     let mut disk = device.disk().unwrap();
     if !extent_fs::probe(&mut disk).unwrap() {
-        extent_fs::format(&mut disk, &FormatOptions::default()).unwrap();
+        format(&mut disk, FormatOptions::default());
     }
     // The controller must outlive its disks; the process ends with it.
     std::mem::forget(device);
@@ -66,15 +79,12 @@ impl Serving {
     }
 
     /// Serves a filesystem that the test has made.
-    pub fn over(filesystem: Filesystem<Box<dyn nvme_driver::disk::Disk>>, setup: Setup<'_>) -> Self {
+    pub fn over(filesystem: Filesystem<Box<dyn Disk>>, setup: Setup<'_>) -> Self {
         Self::with(filesystem, |socket| options(socket, setup))
     }
 
     /// Serves it with the test's own options.
-    pub fn with(
-        filesystem: Filesystem<Box<dyn nvme_driver::disk::Disk>>,
-        options: impl FnOnce(&Path) -> ServerOptions,
-    ) -> Self {
+    pub fn with(filesystem: Filesystem<Box<dyn Disk>>, options: impl FnOnce(&Path) -> ServerOptions) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("s");
         let server = Server::new(filesystem, options(&socket)).unwrap();

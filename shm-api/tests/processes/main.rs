@@ -42,7 +42,7 @@ fn helper_process() {
         "serve until power cut" => {
             let device = nvme_driver::open(&args[1].parse().unwrap(), &Default::default()).unwrap();
             let mut disk = device.disk().unwrap();
-            extent_fs::format(&mut disk, &Default::default()).unwrap();
+            common::format(&mut disk, Default::default());
             let fs = extent_fs::Filesystem::mount(disk, Default::default()).unwrap();
             let server =
                 shm_api::server::Server::new(fs, common::options(Path::new(&args[0]), SMALL)).unwrap();

@@ -29,7 +29,7 @@ impl Rig {
         let device = nvme_driver::open(&SMALL.url.parse().unwrap(), &Default::default()).unwrap();
         let emulated = Arc::clone(device.emulated().unwrap());
         let mut disk = device.disk().unwrap();
-        extent_fs::format(&mut disk, &FormatOptions::default()).unwrap();
+        common::format(&mut disk, FormatOptions::default());
         let filesystem = Filesystem::mount(disk, MountOptions::default()).unwrap();
         Self { serving: Serving::over(filesystem, SMALL), emulated }
     }

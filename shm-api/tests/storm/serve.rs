@@ -18,6 +18,7 @@ use rand_xoshiro::rand_core::{Rng, SeedableRng};
 use shm_api::server::{Server, ServerOptions};
 
 use crate::board::{FILE, FILES, PER_FILE, POISON, WINDOW, WORKING_SET, bytes_of};
+use crate::common::{format, own};
 
 /// Of 1000 placements.
 const REFUSED: u16 = 60;
@@ -39,11 +40,11 @@ pub fn serve(args: &[String]) {
     let options = nvme_driver::OpenOptions { controller, clock: Arc::new(ManualClock::new()) };
     let device = nvme_driver::open(&url.parse().unwrap(), &options).unwrap();
     let mut disk = device.disk().unwrap();
-    extent_fs::format(&mut disk, &FormatOptions::default()).unwrap();
+    format(&mut disk, FormatOptions::default());
     let mut fs = Filesystem::mount(disk, MountOptions::default()).unwrap();
     let (mut first, mut last) = (u64::MAX, 0);
     for file in 0..FILES {
-        let ino = fs.create(format!("/data{file}"), &NewInode::file()).unwrap();
+        let ino = fs.create(format!("/data{file}"), &own(NewInode::file())).unwrap();
         for window in 0..PER_FILE {
             fs.write_at(ino, (window * WINDOW) as u64, &bytes_of(0, file * PER_FILE + window)).unwrap();
         }
@@ -51,7 +52,7 @@ pub fn serve(args: &[String]) {
             (first, last) = (first.min(extent.lba), last.max(extent.lba + extent.blocks - 1));
         }
     }
-    let ino = fs.create("/poison", &NewInode::file()).unwrap();
+    let ino = fs.create("/poison", &own(NewInode::file())).unwrap();
     fs.write_at(ino, 0, &POISON.to_le_bytes().repeat(2 * WINDOW / 8)).unwrap();
     fs.sync_all().unwrap();
 
