@@ -135,7 +135,20 @@ fn a_drive_in_use_and_a_socket_in_use_are_refused() {
     lab.file("plain", b"not a socket");
     lab.fails(1, &["emulate", "ram?size=1M", "--socket", "plain"]);
     assert_eq!(std::fs::read(lab.path("plain")).unwrap(), b"not a socket");
+    // And whoever takes something else for a drive's socket is told what it is.
+    for (path, word) in [
+        ("plain", "that is a plain file, not a socket; a drive's image is opened as emu:PATH"),
+        ("run", "that is a directory, not a socket; the one in it is PATH/cntrl"),
+        ("/dev/null", "that is a device node, not a socket"),
+        ("none", "there is no such socket"),
+    ] {
+        let said = lab.fails(1, &["identify", &format!("vfio-user:{path}")]).stderr;
+        assert!(said.contains(word), "{path}: {said}");
+    }
     lab.ok(&["identify", DRIVE]);
+    emulate.kill(); // leaves its socket behind
+    let said = lab.fails(1, &["identify", DRIVE]).stderr;
+    assert!(said.contains("nobody listens on that socket"), "{said}");
 }
 
 #[test]

@@ -100,7 +100,6 @@ fn names_behave() {
         let list: serde_json::Value = serde_json::from_slice(&run("ls", &["--json", "/d"])).unwrap();
         assert_eq!(list[0]["name"], "x", "{list}");
         assert!(String::from_utf8(run("ls", &["-l", "/d"])).unwrap().contains("5 B"));
-        assert!(fails("put", &["a", "/d"]).contains("directory"));
         assert!(fails("put", &["a", "/no/such/x"]).contains("/no"));
         assert!(fails("put", &["missing", "/m"]).contains("missing"));
         assert!(fails("cat", &["/d"]).contains("directory"));
@@ -117,6 +116,85 @@ fn names_behave() {
         }
     }
     lab.ok(&["check", DRIVE]);
+}
+
+#[test]
+fn into_a_directory_things_go_under_their_own_name_and_it_is_said() {
+    let lab = lab();
+    const OTHER: &str = "emu:other.img?cmb=0&size=64M";
+    lab.ok(&["mkfs", OTHER]);
+    lab.ok(&["mkdir", OTHER, "/d"]);
+    lab.file("a", b"first");
+    std::fs::create_dir_all(lab.path("out/taken")).unwrap();
+    for at in [&["--socket", "s"][..], &[DRIVE][..]] {
+        let server = (at.len() == 2).then(|| lab.serve(DRIVE, "s", &[]));
+        let run = |command: &str, args: &[&str]| {
+            String::from_utf8(lab.ok(&[&[command], at, args].concat())).unwrap()
+        };
+        let fails = |command: &str, args: &[&str]| lab.fails(1, &[&[command], at, args].concat()).stderr;
+        run("mkdir", &["/d"]);
+        assert_eq!(run("put", &["a", "/whole"]), "", "what goes where it was told to needs no word");
+        for (target, said) in
+            [("/", "a -> /a\n"), ("/d", "a -> /d/a\n"), ("/d/", "a -> /d/a\n"), ("/d/.", "a -> /d/./a\n")]
+        {
+            assert_eq!(run("put", &["a", target]), said);
+        }
+        assert_eq!(run("cat", &["/d/a"]), "first");
+        assert_eq!(run("mv", &["/whole", "/d/"]), "/whole -> /d/whole\n");
+        assert_eq!(run("mv", &["/d/whole", "/"]), "/d/whole -> /whole\n");
+        run("mkdir", &["/e"]);
+        assert_eq!(run("mv", &["/e/", "/d"]), "/e/ -> /d/e\n");
+        assert_eq!(run("mv", &["/d/e", "/new/"]), "", "a directory may be named with a slash behind it");
+        assert_eq!(run("ls", &["/d"]), "a\n");
+        for (target, said) in
+            [("out", "/d/a -> out/a\n"), ("out/", "/d/a -> out/a\n"), (".", "/d/a -> ./a\n")]
+        {
+            assert_eq!(run("get", &["/d/a", target]), said);
+        }
+        assert_eq!(std::fs::read(lab.path("out/a")).unwrap(), b"first");
+        // Nothing becomes a file that was said to be a directory, and no directory is replaced.
+        run("mkdir", &["/new/a"]);
+        run("mkdir", &["/d/taken"]);
+        run("put", &["a", "/taken"]);
+        for (command, args, word) in [
+            ("put", &["a", "/none/"][..], "there is no directory /none/"),
+            ("put", &["a", "/a/"], "/a/ is not a directory"),
+            ("put", &["a", "/new"], "/new/a is a directory"),
+            ("put", &["out", "/d"], "out is a directory"),
+            ("mv", &["/a", "/none/"], "there is no directory /none/"),
+            ("mv", &["/taken", "/d"], "directory"),
+            ("mv", &["/d", "/d"], "into itself"),
+            ("get", &["/a", "none/"], "there is no directory none/"),
+            ("get", &["/taken", "out"], "out/taken: Is a directory"),
+            ("get", &["/", "out"], "/ names no file"),
+        ] {
+            let said = fails(command, args);
+            assert!(said.contains(word), "{command} {args:?}: {said}");
+        }
+        for name in ["/new/a", "/new", "/d/taken", "/taken", "/a", "/whole", "/d/a"] {
+            run("rm", &[name]);
+        }
+        if let Some(server) = server {
+            assert_eq!(server.stop(), Some(0));
+        }
+        lab.ok(&["rm", DRIVE, "/d"]);
+    }
+    lab.ok(&["put", DRIVE, "a", "/f"]);
+    for how in [&["copy"][..], &["copy", "--peer"]] {
+        let copy =
+            |target: &str| String::from_utf8(lab.ok(&[how, &[DRIVE, "/f", OTHER, target]].concat())).unwrap();
+        assert!(copy("/d").starts_with("/f -> /d/f\n"));
+        assert!(copy("/").starts_with("/f -> /f\n"), "the same name is still said: it was not given");
+        assert!(!copy("/whole").contains("->"));
+        for (target, word) in [("/none/", "there is no directory /none/"), ("/whole/", "is not a directory")]
+        {
+            let said = lab.fails(1, &[how, &[DRIVE, "/f", OTHER, target]].concat()).stderr;
+            assert!(said.contains(word), "{said}");
+        }
+    }
+    assert_eq!(lab.ok(&["cat", OTHER, "/d/f"]), b"first");
+    lab.ok(&["check", DRIVE]);
+    lab.ok(&["check", OTHER]);
 }
 
 #[test]

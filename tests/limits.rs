@@ -121,7 +121,12 @@ fn no_server_is_said_so() {
         &["revoke", "--socket", "none"],
     ] {
         let said = lab.fails(1, args).stderr;
-        assert!(said.contains("none"), "{said}");
+        assert!(said.contains("none") && said.contains("there is no such socket"), "{said}");
+    }
+    lab.file("plain", b"");
+    for (socket, word) in [("plain", "a plain file"), (".", "a directory"), ("/dev/null", "a device node")] {
+        let said = lab.fails(1, &["status", "--socket", socket]).stderr;
+        assert!(said.contains(&format!("that is {word}, not a socket")), "{said}");
     }
 }
 

@@ -15,6 +15,7 @@
 //! * [`url`], [`fn@open`], [`lock`]: from a name to an open device that nobody else has
 //! * [`topology`]: the way between two functions of this machine, and what fences a peer's DMA on it
 //! * [`vfio`]: real PCI functions through Linux VFIO; the scan for them, `bind` and `unbind`
+//! * [`socket_path`]: what is there where a server's socket was expected
 //! * [`vfio_user`]: functions served to other processes over vfio-user
 //! * [`emu`]: the emulated controller
 pub mod clock;
@@ -35,6 +36,7 @@ pub mod peer_memory;
 pub mod pmr;
 pub mod queue;
 mod ranges;
+pub mod socket_path;
 pub mod spec;
 pub mod topology;
 pub mod url;

@@ -14,6 +14,7 @@ use serde::Serialize;
 use super::failure::{Failure, one_line};
 use super::place::text;
 use super::store::across::{self, Copied, Place, Route};
+use super::store::say_where;
 use super::units::{Bytes, Took};
 use super::{device, progress};
 
@@ -21,7 +22,8 @@ use super::{device, progress};
 ///
 /// With --peer the source drive reads into its own memory (its CMB) and the destination drive writes from there: no byte passes
 /// host memory. Where the devices, the kernel or the way between them do not allow that, the bytes go through host memory, and it is
-/// said why. The destination's PATH is replaced in one step once everything is durable. Holes stay holes.
+/// said why. TO_PATH is replaced in one step once everything is durable; into a directory the file goes under its own name, as with cp.
+/// Holes stay holes.
 #[derive(Args, Debug)]
 #[command(
     after_help = "Examples:\n  cmbfs copy --peer 'emu:a.img?cmb=64M' /photo.jpg emu:b.img /photo.jpg\n  cmbfs copy --peer pci:0000:01:00.0 /data pci:0000:02:00.0 /data\n  cmbfs copy emu:a.img /photo.jpg vfio-user:run/cntrl /photo.jpg"
@@ -49,6 +51,8 @@ pub(crate) struct Copy {
 
 #[derive(Serialize)]
 struct Report {
+    /// Where it went.
+    to_path: String,
     size: u64,
     bytes: u64,
     nanoseconds: u64,
@@ -83,10 +87,11 @@ impl Copy {
         let mut out = io::stdout().lock();
         if self.json {
             let nanoseconds = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-            let Copied { size, bytes, route } = copied;
-            serde_json::to_writer_pretty(&mut out, &Report { size, bytes, nanoseconds, route })?;
+            let Copied { path: to_path, size, bytes, route } = copied;
+            serde_json::to_writer_pretty(&mut out, &Report { to_path, size, bytes, nanoseconds, route })?;
             return Ok(writeln!(out)?);
         }
+        say_where(from_path, to_path, &copied.path)?;
         writeln!(out, "{} in {}", Bytes(copied.size), Took(took))?;
         Ok(print(&copied, &from.to_string(), &to.to_string(), &mut out)?)
     }

@@ -1,20 +1,16 @@
 //! Opening a device by its URL, and the filesystem on it.
 
 use std::ffi::OsString;
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::Duration;
 
 use cmbfs::nvme_driver::url::{EmulatedBacking, EmulatedUrl};
 use cmbfs::{Device, DeviceUrl, Disk, Filesystem, MountOptions, OpenOptions};
 
-use super::failure::Failure;
+use super::failure::{Failure, one_line};
 use super::place::text;
+use super::waiting;
 
 /// Whatever disk the URL names.
 pub(crate) type AnyDisk = Box<dyn Disk>;
-
-/// How long the server of a drive may be silent before that is said.
-const SILENCE: Duration = Duration::from_secs(1);
 
 /// A DEVICE argument.
 pub(crate) fn url(arg: OsString) -> Result<DeviceUrl, Failure> {
@@ -27,18 +23,8 @@ pub(crate) fn open(url: &DeviceUrl) -> Result<Device, Failure> {
         return Ok(cmbfs::open(url, &OpenOptions::default())?);
     }
     // A drive's server that has a client lets the next one wait, and says nothing: so say at once what is waited for.
-    let (opened, is_open) = mpsc::channel::<()>();
-    let name = url.to_string();
-    let watch = std::thread::spawn(move || {
-        if is_open.recv_timeout(SILENCE) == Err(RecvTimeoutError::Timeout) {
-            eprintln!("cmbfs: waiting for {name}: another client may have it, it takes one at a time");
-        }
-    });
-    let device = cmbfs::open(url, &OpenOptions::default());
-    drop(opened);
-    // It ends at once, and only prints.
-    let _ = watch.join();
-    Ok(device?)
+    let what = format!("waiting for {url}: another client may have it, it takes one at a time");
+    Ok(waiting::saying(one_line(&what), || cmbfs::open(url, &OpenOptions::default()))?)
 }
 
 /// Opens a device that is to hold something already: a mistyped name creates no image. An image that has no PMR yet gets none

@@ -13,14 +13,14 @@ use tempfile::NamedTempFile;
 use super::failure::Failure;
 use super::place::{At, text};
 use super::progress;
-use super::store::Store;
+use super::store::{Store, last_part, say_where};
 
 /// How names begin that are there for a moment only.
 const TEMPORARY: &str = ".cmbfs-get-";
 
 /// Copy a file out of the filesystem
 ///
-/// LOCAL is replaced only once the whole file has been read.
+/// LOCAL is replaced only once the whole file has been read. Into a directory the file goes under its own name, as with cp.
 #[derive(Args, Debug)]
 #[command(
     override_usage = "cmbfs get DEVICE PATH LOCAL\n       cmbfs get --socket SOCK PATH LOCAL",
@@ -35,8 +35,14 @@ impl Get {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let (place, [path, local]) = self.at.take(["PATH", "LOCAL"])?;
         let path = text(path, "PATH")?;
-        let local = PathBuf::from(local);
-        let local = if local.is_dir() { local.join(last_part(&path)?) } else { local };
+        let told = PathBuf::from(local);
+        let local = if told.is_dir() {
+            told.join(last_part(&path)?)
+        } else if told.as_os_str().as_encoded_bytes().ends_with(b"/") {
+            return Err(Failure::new(format!("there is no directory {}", told.display())));
+        } else {
+            told.clone()
+        };
         let cannot = |e: io::Error| Failure::from(e).doing(format!("cannot write {}", local.display()));
 
         let mut store = Store::open(&place)?;
@@ -58,14 +64,8 @@ impl Get {
             out.finish(&local).map_err(cannot)?;
         }
         bar.finish_and_clear();
-        store.close()
-    }
-}
-
-fn last_part(path: &str) -> Result<&str, Failure> {
-    match path.rsplit('/').next() {
-        Some(name) if !name.is_empty() && name != "." && name != ".." => Ok(name),
-        _ => Err(Failure::new(format!("{path} names no file"))),
+        store.close()?;
+        Ok(say_where(path, told.display(), local.display())?)
     }
 }
 

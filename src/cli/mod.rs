@@ -1,8 +1,8 @@
 //! The command line: one file a subcommand, and what they share.
 //!
-//! * `place`, `device`, `store`: a device opened directly, or a server on a socket, and the files in either
+//! * `place`, `device`, `server`, `store`: a device opened directly, or a server on a socket, and the files in either
 //! * `failure`, `hints`: errors as one readable line and what to do about it
-//! * `units`, `progress`: sizes and times as people read them, progress bars
+//! * `units`, `progress`, `waiting`: sizes and times as people read them, progress bars, what is waited for
 //! * `demo`: the whole mission in one run
 mod bind;
 mod cat;
@@ -29,10 +29,12 @@ mod put;
 mod revoke;
 mod rm;
 mod serve;
+mod server;
 mod stat;
 mod status;
 mod store;
 mod units;
+mod waiting;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;

@@ -2,16 +2,17 @@
 
 use std::ffi::OsString;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use cmbfs::nvme_driver::pci::PciAddress;
 use cmbfs::nvme_driver::topology::{Answer, Fence, Hop, Route, Topology, Verdict};
-use cmbfs::{Client, DeviceUrl, PeerList};
+use cmbfs::{DeviceUrl, PeerList};
 use serde::Serialize;
 
 use super::failure::{Failure, one_line};
 use super::place::text;
+use super::server::{Server, Timeout};
 use super::units::Bytes;
 
 /// List a server's peers and what they reach, or explain the way between two devices
@@ -27,6 +28,8 @@ pub(crate) struct Peers {
     /// The server's socket
     #[arg(long, value_name = "SOCK", required_unless_present = "explain", conflicts_with = "explain")]
     socket: Option<PathBuf>,
+    #[command(flatten)]
+    timeout: Timeout,
     /// Mappings of this file only
     #[arg(requires = "socket")]
     path: Option<OsString>,
@@ -63,16 +66,16 @@ struct HopReport {
 
 impl Peers {
     pub(crate) fn run(self) -> Result<(), Failure> {
-        match &self.socket {
-            Some(socket) => list(socket, self.path, self.json),
+        match self.socket {
+            Some(socket) => list(&self.timeout.on(socket), self.path, self.json),
             None => explain(self.explain, self.json),
         }
     }
 }
 
 /// What a server's peers reach; of one file, if one is named.
-fn list(socket: &Path, path: Option<OsString>, json: bool) -> Result<(), Failure> {
-    let client = Client::connect(socket)?;
+fn list(server: &Server, path: Option<OsString>, json: bool) -> Result<(), Failure> {
+    let client = server.connect()?;
     let list = match path {
         Some(path) => client.peers_of(client.stat(&text(path, "PATH")?)?.ino)?,
         None => client.peers()?,

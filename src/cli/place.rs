@@ -9,6 +9,7 @@ use cmbfs::DeviceUrl;
 
 use super::device;
 use super::failure::Failure;
+use super::server::{Server, Timeout};
 
 /// The arguments of a command that takes `DEVICE ARG...` or `--socket SOCK ARG...`.
 #[derive(Args, Debug)]
@@ -16,6 +17,8 @@ pub(crate) struct At {
     /// Go through the server that listens on this socket, instead of opening a device
     #[arg(long, value_name = "SOCK")]
     socket: Option<PathBuf>,
+    #[command(flatten)]
+    timeout: Timeout,
 
     /// The device's URL (not with --socket), then what the usage line names
     #[arg(value_name = "ARGS")]
@@ -27,8 +30,8 @@ pub(crate) struct At {
 pub(crate) enum Place {
     /// The device with this URL.
     Device(DeviceUrl),
-    /// The server on this socket.
-    Server(PathBuf),
+    /// A server.
+    Server(Server),
 }
 
 impl At {
@@ -36,7 +39,7 @@ impl At {
     pub(crate) fn take<const N: usize>(self, names: [&str; N]) -> Result<(Place, [OsString; N]), Failure> {
         let mut args = self.args;
         let place = match self.socket {
-            Some(socket) => Place::Server(socket),
+            Some(socket) => Place::Server(self.timeout.on(socket)),
             None if args.is_empty() => {
                 return Err(Failure::usage("neither a DEVICE nor --socket SOCK is given")
                     .hint("a DEVICE is a URL, such as emu:disk.img?cmb=64M&size=1G"));
@@ -70,7 +73,11 @@ mod tests {
     use super::*;
 
     fn at(socket: Option<&str>, args: &[&str]) -> At {
-        At { socket: socket.map(PathBuf::from), args: args.iter().map(OsString::from).collect() }
+        At {
+            socket: socket.map(PathBuf::from),
+            timeout: Timeout::default(),
+            args: args.iter().map(OsString::from).collect(),
+        }
     }
 
     #[test]
@@ -78,7 +85,10 @@ mod tests {
         let (place, [a]) = at(None, &["emu:x", "/p"]).take(["PATH"]).unwrap();
         assert_eq!((place, a), (Place::Device("emu:x".parse().unwrap()), OsString::from("/p")));
         let (place, [a]) = at(Some("s"), &["/p"]).take(["PATH"]).unwrap();
-        assert_eq!((place, a), (Place::Server(PathBuf::from("s")), OsString::from("/p")));
+        assert_eq!(
+            (place, a),
+            (Place::Server(Timeout::default().on(PathBuf::from("s"))), OsString::from("/p"))
+        );
     }
 
     #[test]

@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use cmbfs::Client;
 
 use super::failure::Failure;
 use super::place::text;
 use super::serve::size;
+use super::server::Timeout;
 use super::units::{Bytes, Count, Took};
 
 /// Move a file, part of one, a client's windows or everything out of the CMB: readers carry on from the host cache
@@ -22,6 +22,8 @@ pub(crate) struct Revoke {
     /// The server's socket
     #[arg(long, value_name = "SOCK")]
     socket: PathBuf,
+    #[command(flatten)]
+    timeout: Timeout,
     /// The file; everything when left out
     path: Option<OsString>,
     /// Only the windows from this byte of the file on
@@ -45,7 +47,7 @@ pub(crate) struct Revoke {
 impl Revoke {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let path = self.path.map(|p| text(p, "PATH")).transpose()?;
-        let client = Client::connect(&self.socket)?;
+        let client = self.timeout.on(self.socket).connect()?;
         let report = match (&path, self.client, self.peer) {
             (Some(path), ..) if self.offset.is_some() || self.len.is_some() => {
                 client.revoke_range(path, self.offset.unwrap_or(0), self.len.unwrap_or(u64::MAX))?

@@ -4,10 +4,11 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use clap::Args;
-use cmbfs::{Client, DeviceState, ServerInfo, Status as Counters};
+use cmbfs::{DeviceState, ServerInfo, Status as Counters};
 use serde::Serialize;
 
 use super::failure::{Failure, one_line};
+use super::server::Timeout;
 use super::units::{Bytes, Count};
 
 /// Show what a server holds and has done: clients, windows, bytes by path and the reasons
@@ -17,6 +18,8 @@ pub(crate) struct Status {
     /// The server's socket
     #[arg(long, value_name = "SOCK")]
     socket: PathBuf,
+    #[command(flatten)]
+    timeout: Timeout,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -30,7 +33,7 @@ struct Report {
 
 impl Status {
     pub(crate) fn run(self) -> Result<(), Failure> {
-        let client = Client::connect(&self.socket)?;
+        let client = self.timeout.on(self.socket).connect()?;
         let report = Report { server: client.info()?, status: client.status()? };
         let mut out = io::BufWriter::new(io::stdout().lock());
         if self.json {

@@ -19,6 +19,7 @@ use super::connection::{CallError, Connection};
 use super::protocol::{Fields, Put, command};
 use crate::mem::{Mapping, PAGE};
 use crate::pci::{Bar, DmaAccess, PciError, PciFunction};
+use crate::socket_path;
 
 pub(super) const CONFIG: u32 = 7;
 const PCI_COMMAND: u16 = 4;
@@ -79,9 +80,10 @@ impl VfioUserFunction {
             move |e| call_error(&name, what, e)
         };
         let mut connection = Connection::open(socket).map_err(|e| match e {
-            CallError::Refused(e) | CallError::Gone(e) => {
-                PciError::Io { what: format!("cannot connect to {name}{}", why_not(e)), source: e.into() }
-            }
+            CallError::Refused(e) | CallError::Gone(e) => PciError::Io {
+                what: format!("cannot connect to {name}{}", why_not(socket, e)),
+                source: e.into(),
+            },
         })?;
         let mut ask = Vec::new();
         [16u32, 0, 0, 0].into_iter().for_each(|word| ask.put_u32(word));
@@ -191,13 +193,23 @@ pub(super) fn call_error(name: &str, what: &str, e: CallError) -> PciError {
 }
 
 /// What to do about a connection that did not come about, where the system's answer does not tell.
-fn why_not(e: Errno) -> &'static str {
-    match e {
-        Errno::NOENT | Errno::CONNREFUSED => " (is its server, say `cmbfs emulate`, running?)",
-        Errno::AGAIN => " (its server does not answer: it may have a client already, and has one at a time)",
-        Errno::PROTOTYPE => " (that is another kind of socket, not a vfio-user server's)",
-        _ => "",
-    }
+fn why_not(socket: &Path, e: Errno) -> String {
+    let why = match e {
+        Errno::AGAIN => "its server does not answer: it may have a client already, and has one at a time",
+        Errno::PROTOTYPE => "that is another kind of socket, not a vfio-user server's",
+        e => {
+            let why = socket_path::why_refused(socket, &e.into(), "its server, say `cmbfs emulate`,");
+            let more = match socket_path::what_else(socket) {
+                Some(socket_path::PLAIN_FILE) => "; a drive's image is opened as emu:PATH",
+                Some(socket_path::DIRECTORY) if socket.join("cntrl").exists() => {
+                    "; the one in it is PATH/cntrl"
+                }
+                _ => "",
+            };
+            return why.map_or(String::new(), |why| format!(" ({why}{more})"));
+        }
+    };
+    format!(" ({why})")
 }
 
 /// Asks for a region: once for its size, once more if it has capabilities.

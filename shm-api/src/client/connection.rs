@@ -1,24 +1,24 @@
 //! The connection: requests and replies over the socket, hot ones over the ring, and the shared regions.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nvme_driver::mem::{Access, Mapping};
 use p2p::layout::{self, server_alive};
 
 use super::error::ClientError;
+use super::silence::{Patience, ServerProcess, Silence};
 use crate::protocol::messages::{CMB_GIVEN, Empty, FaultRequest, HelloReply, HelloRequest};
 use crate::protocol::wire::Wire;
 use crate::protocol::{Message, Op, VERSION, header};
+use crate::transport::peer;
 use crate::transport::ring::{ClientRing, RING_FAULT, RING_TOUCH, RecallWord, RingReply, RingRequest};
 use crate::transport::socket::Socket;
 
-/// How long to wait for an answer of a server that lives.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// How often to look whether it does.
+/// How often to look whether the server lives.
 const LOOK_MS: u32 = 50;
 /// Looks at the ring before sleeping: about as long as a short request takes.
 const SPINS: u32 = 2_000;
@@ -26,6 +26,7 @@ const SPINS: u32 = 2_000;
 #[derive(Debug)]
 pub(crate) struct Connection {
     socket: Socket,
+    patience: Patience,
     next: Mutex<u64>,
     ring: Mutex<ClientRing>,
     pub(crate) control: Arc<Mapping>,
@@ -57,12 +58,15 @@ fn map_len(len: u64) -> Result<usize, ClientError> {
 }
 
 impl Connection {
-    pub(crate) fn open(path: &Path) -> Result<Self, ClientError> {
-        let socket =
-            Socket::connect(path).map_err(|source| ClientError::Connect { path: path.to_owned(), source })?;
+    /// `limit`: how long the server may be silent, at any time.
+    pub(crate) fn open(path: &Path, limit: Duration) -> Result<Self, ClientError> {
+        let socket = Socket::connect_within(path, limit)
+            .map_err(|source| ClientError::Connect { path: path.to_owned(), source })?;
+        let pid = peer::identity(socket.as_fd()).map_or(0, |server| server.pid);
+        let patience = Patience::new(limit, ServerProcess::new(pid));
         let request = HelloRequest { min_version: VERSION, max_version: VERSION, reserved: 0 };
         let bytes = header::encode(Op::Hello, false, 1, 0, &request, &[])?;
-        let reply = exchange(&socket, &bytes, 1, "hello", &|| true)?;
+        let reply = exchange(&socket, &patience, &bytes, 1, "hello", &|| true, None)?;
         let (hello, text) = reply.message.body::<HelloReply>()?;
         let cmb_text = String::from_utf8_lossy(text).into_owned();
         let mut fds = reply.fds.into_iter();
@@ -88,7 +92,7 @@ impl Connection {
         let recalls = RecallWord::of(Arc::clone(&ring));
         let ring = Mutex::new(ClientRing::attach(ring)?);
         let next = Mutex::new(2);
-        Ok(Self { socket, next, ring, control, region, cmb, cmb_text, id: hello.client, recalls })
+        Ok(Self { socket, patience, next, ring, control, region, cmb, cmb_text, id: hello.client, recalls })
     }
 
     /// Whether the server lives, by its robust word: no system call.
@@ -110,7 +114,8 @@ impl Connection {
         let request = *next;
         *next += 1;
         let bytes = header::encode(op, false, request, 0, body, tail)?;
-        exchange(&self.socket, &bytes, request, what, &|| self.server_lives())
+        let lives = || self.server_lives();
+        exchange(&self.socket, &self.patience, &bytes, request, what, &lives, Some(&mut next))
     }
 
     /// A call whose reply is one fixed-size body.
@@ -134,11 +139,11 @@ impl Connection {
         };
         let FaultRequest { handle, offset, flags, .. } = want;
         let entry = RingRequest { request, handle, offset, opcode: RING_FAULT, flags, ..Default::default() };
-        let started = Instant::now();
+        let mut silence = self.patience.begin();
         while !ring.has_room()? {
             // Full of hints: the server takes them as soon as it looks.
             self.kick()?;
-            self.still_waiting(started)?;
+            self.still_waiting(&mut silence)?;
             std::thread::sleep(Duration::from_micros(100));
         }
         if ring.put(&entry)? {
@@ -157,16 +162,18 @@ impl Connection {
                 continue;
             }
             ring.sleep(LOOK_MS)?;
-            self.still_waiting(started)?;
+            self.still_waiting(&mut silence)?;
         }
     }
 
-    fn still_waiting(&self, started: Instant) -> Result<(), ClientError> {
+    fn still_waiting(&self, silence: &mut Silence<'_>) -> Result<(), ClientError> {
         if !self.server_lives() {
             return Err(ClientError::Gone(" (its word says so)"));
         }
-        if started.elapsed() > PATIENCE {
-            return Err(ClientError::TimedOut { what: "a window to be resident", after: PATIENCE });
+        if silence.is_time_to_ask() {
+            // What comes in the ring may take as long as it likes while the socket is answered.
+            self.call(Op::Info, "a window to be resident", &Empty {}, &[])?;
+            silence.heard();
         }
         Ok(())
     }
@@ -193,28 +200,31 @@ impl Connection {
     }
 }
 
+/// `next`: the number of the next request, with which the server may be asked whether it lives (not before hello).
 fn exchange(
     socket: &Socket,
+    patience: &Patience,
     bytes: &[u8],
     request: u64,
     what: &'static str,
     alive: &dyn Fn() -> bool,
+    mut next: Option<&mut u64>,
 ) -> Result<Reply, ClientError> {
-    let started = Instant::now();
-    let check = || {
+    let mut silence = patience.begin();
+    let check = |silence: &mut Silence<'_>| {
         if !alive() {
             return Err(ClientError::Gone(" (its word says so)"));
         }
-        if started.elapsed() > PATIENCE {
-            return Err(ClientError::TimedOut { what, after: PATIENCE });
+        match silence.is_over() {
+            Some(after) => Err(ClientError::TimedOut { what, after, server: patience.server }),
+            None => Ok(()),
         }
-        Ok(())
     };
     loop {
         match socket.send(bytes, &[]) {
             Ok(()) => break,
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
-                check()?;
+                check(&mut silence)?;
                 socket.wait_writable(LOOK_MS)?;
             }
             Err(e) => return Err(gone_or(e)),
@@ -222,7 +232,12 @@ fn exchange(
     }
     loop {
         if !socket.wait_readable(LOOK_MS)? {
-            check()?;
+            check(&mut silence)?;
+            if let Some(next) = next.as_deref_mut()
+                && silence.is_time_to_ask()
+            {
+                ask(socket, next)?;
+            }
             continue;
         }
         let datagram = match socket.receive() {
@@ -231,6 +246,7 @@ fn exchange(
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => continue,
             Err(e) => return Err(gone_or(e)),
         };
+        silence.heard();
         if datagram.truncated {
             return Err(protocol("a reply longer than the limit"));
         }
@@ -239,7 +255,7 @@ fn exchange(
             return Err(protocol("a request from the server"));
         }
         if message.request != request {
-            // Request 0 is the server's farewell; anything else answers a call that gave up waiting.
+            // Request 0 is the server's farewell; anything else answers a call that gave up waiting, or says that it lives.
             if message.request == 0
                 && let Some(error) = message.error()
             {
@@ -258,6 +274,16 @@ fn exchange(
             Some(error) => Err(error.into()),
             None => Ok(Reply { message, fds: datagram.fds }),
         };
+    }
+}
+
+/// Asks the server for anything, so that it is heard while it works on something long. The answer is for nobody.
+fn ask(socket: &Socket, next: &mut u64) -> Result<(), ClientError> {
+    let bytes = header::encode(Op::Info, false, *next, 0, &Empty {}, &[])?;
+    *next += 1;
+    match socket.send(&bytes, &[]) {
+        Err(e) if e.kind() != std::io::ErrorKind::WouldBlock => Err(gone_or(e)),
+        _ => Ok(()),
     }
 }
 

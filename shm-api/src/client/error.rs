@@ -1,12 +1,13 @@
 //! What can go wrong on the client's side.
 
 use std::io;
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nvme_driver::mem::{MapError, OutOfRange};
+use nvme_driver::socket_path;
 
+use super::silence::ServerProcess;
 use crate::protocol::{ErrorCode, WireError};
 use crate::transport::listener::is_other_kind;
 use crate::transport::ring::RingError;
@@ -28,13 +29,15 @@ pub enum ClientError {
     /// The server died or closed the connection. What was committed is on the drive; connect again when it is back.
     #[error("the server is gone{0}; what was committed is on the drive, connect again when it is back")]
     Gone(&'static str),
-    /// The server lives but did not answer.
-    #[error("the server did not answer {what} within {after:?}")]
+    /// The server is there but silent. What was asked may still be done when it goes on.
+    #[error("{server} has not answered for {:.1} s, asked for {what}{}", .after.as_secs_f64(), .server.advice())]
     TimedOut {
-        /// What was asked.
+        /// What was asked for.
         what: &'static str,
-        /// How long it was waited for.
+        /// How long it was silent.
         after: Duration,
+        /// Who.
+        server: ServerProcess,
     },
     /// The server answered what the protocol does not allow.
     #[error("the server's answer breaks the protocol: {0}")]
@@ -103,19 +106,16 @@ impl ClientError {
 }
 
 /// What to do about a connection that did not come about, where the system's answer does not tell.
-fn advice(path: &Path, error: &io::Error) -> &'static str {
-    match error.kind() {
+fn advice(path: &Path, error: &io::Error) -> String {
+    let advice = match error.kind() {
         _ if is_other_kind(error) => {
-            "; that is a socket of another kind, not a cmbfs server's. A drive that is served over vfio-user is a DEVICE: vfio-user:PATH"
+            "that is a socket of another kind, not a cmbfs server's. A drive that is served over vfio-user is a DEVICE: vfio-user:PATH"
         }
-        io::ErrorKind::ConnectionRefused
-            if std::fs::metadata(path).is_ok_and(|m| !m.file_type().is_socket()) =>
-        {
-            "; it is no socket"
+        io::ErrorKind::TimedOut => "the server there takes no clients: it is stopped or hung",
+        _ => {
+            let why = socket_path::why_refused(path, error, "`cmbfs serve` with this --socket");
+            return why.map_or(String::new(), |why| format!("; {why}"));
         }
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-            "; is `cmbfs serve` running with this --socket?"
-        }
-        _ => "",
-    }
+    };
+    format!("; {advice}")
 }

@@ -34,9 +34,11 @@ mod path_counts;
 mod peer;
 mod refused;
 mod revoke;
+mod silence;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use answers::{ClientLine, DeviceState, Entry, PathLine, ServerInfo, Stat, Status};
 pub use error::ClientError;
@@ -46,6 +48,7 @@ pub use mapped::Mapped;
 pub use path_counts::PathCounts;
 pub use peer::{Peer, PeerInfo, PeerList, PeerMappingInfo, PeerTransfer, PeerWindow};
 pub use revoke::RevokeReport;
+pub use silence::{DEFAULT_PATIENCE, ServerProcess};
 
 use crate::Placement;
 use crate::protocol::messages::{
@@ -72,9 +75,15 @@ struct Inner {
 }
 
 impl Client {
-    /// Connects to the server that listens on `socket`.
+    /// Connects to the server that listens on `socket`. One that is silent for [`DEFAULT_PATIENCE`] is given up, now and in every later call.
     pub fn connect(socket: impl AsRef<Path>) -> Result<Self, ClientError> {
-        let connection = Connection::open(socket.as_ref())?;
+        Self::connect_within(socket, DEFAULT_PATIENCE)
+    }
+
+    /// As [`connect`](Self::connect), for a server that may be silent for `patience`, here and in every later call. What takes long is waited
+    /// for as long as the server answers at all, or waits for a disk.
+    pub fn connect_within(socket: impl AsRef<Path>, patience: Duration) -> Result<Self, ClientError> {
+        let connection = Connection::open(socket.as_ref(), patience)?;
         let bad = |e: p2p::control::ControlError| ClientError::Protocol(e.to_string());
         let pages = p2p::control::ControlPages::open(Arc::clone(&connection.control)).map_err(bad)?;
         let region = p2p::control::ClientRegion::open(Arc::clone(&connection.region)).map_err(bad)?;

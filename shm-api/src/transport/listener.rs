@@ -5,10 +5,14 @@ use std::os::fd::OwnedFd;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::socket::Socket;
+
+/// How long a server that is there already may take to let us in.
+const KNOCK: Duration = Duration::from_secs(5);
 
 /// The socket could not be opened for clients.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +26,14 @@ pub enum ListenError {
         pid: i32,
         /// Its name.
         command: String,
+    },
+    /// Another server has it, and does not answer.
+    #[error(
+        "{path} is served by a process that takes no clients, stopped or hung: end it, or choose another --socket"
+    )]
+    Hung {
+        /// The path.
+        path: PathBuf,
     },
     /// Something that is no socket is in the way.
     #[error("{path} exists and is no socket; choose another --socket or remove it")]
@@ -116,7 +128,7 @@ fn clear_the_way(path: &Path) -> Result<(), ListenError> {
     if !metadata.file_type().is_socket() {
         return Err(ListenError::NotASocket { path: path.to_owned() });
     }
-    match Socket::connect(path) {
+    match Socket::connect_within(path, KNOCK) {
         Ok(other) => {
             let pid =
                 rustix::net::sockopt::socket_peercred(&other).map_or(0, |c| c.pid.as_raw_nonzero().get());
@@ -124,6 +136,7 @@ fn clear_the_way(path: &Path) -> Result<(), ListenError> {
         }
         Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path).map_err(fail),
         Err(e) if is_other_kind(&e) => Err(ListenError::OtherKind { path: path.to_owned() }),
+        Err(e) if e.kind() == io::ErrorKind::TimedOut => Err(ListenError::Hung { path: path.to_owned() }),
         // Not known to be dead.
         Err(e) => Err(fail(e)),
     }

@@ -6,14 +6,19 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
 
 use crate::protocol::{MAX_FDS, MAX_MESSAGE};
+
+/// Longest wait for a connection.
+const LONGEST_WAIT: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// A connected socket.
 #[derive(Debug)]
@@ -35,10 +40,21 @@ pub struct Datagram {
 impl Socket {
     /// Connects to the server at `path`.
     pub fn connect(path: &Path) -> io::Result<Self> {
+        Self::connect_within(path, LONGEST_WAIT)
+    }
+
+    /// The same. A server that has as many waiting clients as it may have, and takes none of them, is waited for no longer than `patience`: then
+    /// the error is `TimedOut`.
+    pub fn connect_within(path: &Path, patience: Duration) -> io::Result<Self> {
         let fd =
             rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        rustix::net::connect(&fd, &SocketAddrUnix::new(path)?)?;
-        Ok(Self { fd })
+        // A connection counts as sending. Messages are sent without waiting anyway. (0 would be no limit.)
+        let patience = patience.clamp(Duration::from_millis(1), LONGEST_WAIT);
+        set_socket_timeout(&fd, Timeout::Send, Some(patience))?;
+        match rustix::net::connect(&fd, &SocketAddrUnix::new(path)?) {
+            Err(rustix::io::Errno::AGAIN) => Err(io::ErrorKind::TimedOut.into()),
+            connected => Ok(connected.map(|()| Self { fd })?),
+        }
     }
 
     /// Takes over a connected socket.

@@ -53,6 +53,8 @@ pub(crate) struct Counted {
 /// What there was to copy, and how it went.
 #[derive(Debug)]
 pub(crate) struct Copied {
+    /// Where it went.
+    pub(crate) path: String,
     pub(crate) size: u64,
     /// Bytes that there were blocks for: holes stay holes.
     pub(crate) bytes: u64,
@@ -90,15 +92,16 @@ pub(crate) fn copy(
     if source.is_directory() {
         return Err(Failure::new(format!("{} is a directory", from.path)).hint("copy copies one file"));
     }
-    super::no_directory(&mut ends.to.1, to.path)?;
-    leftover::remove(&mut ends.to.1, to.path);
+    let target = super::destination(&mut ends.to.1, to.path, super::last_part(from.path).ok())?;
+    super::no_directory(&mut ends.to.1, &target)?;
+    leftover::remove(&mut ends.to.1, &target);
     begun(source.size);
-    let temporary = leftover::temporary_name(to.path);
+    let temporary = leftover::temporary_name(&target);
     let result =
         ends.fill(source.inode, source.size, source.mode, &temporary, way, progress).and_then(|done| {
             let fs = ends.to.1.fs();
             let inode = fs.lookup(&temporary)?;
-            fs.rename(&temporary, to.path)?;
+            fs.rename(&temporary, &target)?;
             // One commit for bytes and name: a cut before it leaves neither.
             fs.sync(inode)?;
             Ok(done)
@@ -107,14 +110,14 @@ pub(crate) fn copy(
         // Whatever stopped the copy may stop this too; what counts is said already.
         let _ = ends.to.1.unlink(&temporary).and_then(|()| ends.to.1.sync());
     }
-    let copied = result?;
+    let (size, bytes, route) = result?;
     Box::new(ends.from.1).close()?;
     Box::new(ends.to.1).close()?;
-    Ok(copied)
+    Ok(Copied { path: target, size, bytes, route })
 }
 
 impl Ends {
-    /// Makes `temporary` hold what the source's inode holds.
+    /// Makes `temporary` hold what the source's inode holds: its size, the bytes that there were blocks for, and how they went.
     fn fill(
         &mut self,
         inode: u64,
@@ -123,7 +126,7 @@ impl Ends {
         temporary: &str,
         way: impl FnOnce(&mut dyn Disk, &mut dyn Disk, u64) -> DriveCopy,
         progress: &mut dyn FnMut(u64),
-    ) -> Result<Copied, Failure> {
+    ) -> Result<(u64, u64, Route), Failure> {
         let target = self.to.1.fs().create(temporary, &Direct::new_inode(mode))?;
         self.to.1.fs().truncate(target, size)?;
         let extents = if size == 0 { Vec::new() } else { self.from.1.fs().query_blocks(inode, 0, size)? };
@@ -159,7 +162,7 @@ impl Ends {
         let both = self.counters().is_some();
         let way = made
             .unwrap_or_else(|| DriveCopy::bounce(Obstacle::new(Reason::Asked, "there was nothing to copy")));
-        Ok(Copied { size, bytes, route: route(&way, both.then_some(counted)) })
+        Ok((size, bytes, route(&way, both.then_some(counted))))
     }
 
     fn counters(&self) -> Option<(Counters, Counters)> {

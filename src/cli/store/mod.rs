@@ -9,12 +9,13 @@ mod direct;
 mod leftover;
 mod served;
 
-use std::io::Read;
+use std::fmt::Display;
+use std::io::{Read, Write};
 use std::time::{Duration, UNIX_EPOCH};
 
 use serde::Serialize;
 
-use super::failure::Failure;
+use super::failure::{Failure, one_line};
 use super::place::Place;
 use cmbfs::{PlacedBy, Placement};
 
@@ -102,7 +103,7 @@ impl Store {
     pub(crate) fn open(place: &Place) -> Result<Self, Failure> {
         Ok(Self(match place {
             Place::Device(url) => Box::new(direct::Direct::open(url)?),
-            Place::Server(socket) => Box::new(served::Served::connect(socket)?),
+            Place::Server(server) => Box::new(served::Served::connect(server)?),
         }))
     }
 
@@ -132,6 +133,11 @@ impl Store {
             Some(f) => Err(f),
             None => read.map_err(|f| f.about(path)),
         }
+    }
+
+    /// Where a file called `name` goes that is to be written to `path`: into it, if that is a directory.
+    pub(crate) fn destination(&mut self, path: &str, name: Option<&str>) -> Result<String, Failure> {
+        destination(self.0.as_mut(), path, name)
     }
 
     /// Makes `path` hold what `from` gives. Until all of it is durable `path` is what it was before.
@@ -169,9 +175,18 @@ impl Store {
         self.0.mkdir(path).and_then(|()| self.0.sync()).map_err(|f| f.about(path))
     }
 
-    pub(crate) fn rename(&mut self, from: &str, to: &str) -> Result<(), Failure> {
-        let renamed = self.0.rename(from, to).and_then(|()| self.0.sync());
-        renamed.map_err(|f| f.naming(to).doing(format!("cannot rename {from} to {to}")))
+    /// Renames, into `to` if that is a directory. Says the new path.
+    pub(crate) fn rename(&mut self, from: &str, to: &str) -> Result<String, Failure> {
+        let cannot = |f: Failure, to: &str| f.naming(to).doing(format!("cannot rename {from} to {to}"));
+        let name = last_part(from.trim_end_matches('/')).ok();
+        // A directory may be given a new name with a slash behind it.
+        let new = match self.0.stat(from).is_ok_and(|e| e.is_directory()) {
+            true if self.0.stat(to).is_err() => Ok(to.trim_end_matches('/').to_owned()),
+            _ => self.destination(to, name),
+        };
+        let to = new.map_err(|f| cannot(f, to))?;
+        let renamed = self.0.rename(from, &to).and_then(|()| self.0.sync());
+        renamed.map_err(|f| cannot(f, &to)).map(|()| to)
     }
 
     /// Keeps where a file's windows may live with it, or with the filesystem (`/`).
@@ -185,13 +200,48 @@ impl Store {
     }
 }
 
-/// Refuses a path that cannot become a file.
+/// Where what is called `name` goes when it is told to go to `path`, as `cp` and `mv` have it: into a directory under its own name, else to
+/// `path` itself.
+fn destination(files: &mut dyn Files, path: &str, name: Option<&str>) -> Result<String, Failure> {
+    let there = files.stat(path);
+    let is_directory = there.as_ref().is_ok_and(Entry::is_directory);
+    match name {
+        Some(name) if is_directory => Ok(format!("{}/{name}", path.trim_end_matches('/'))),
+        None if is_directory => Err(Failure::new(format!("{path} is a directory"))
+            .hint("give the whole path, with the name that the file is to have")),
+        _ if path.ends_with('/') && there.is_ok() => Err(Failure::new(format!("{path} is not a directory"))),
+        _ if path.ends_with('/') => {
+            Err(Failure::new(format!("there is no directory {path}")).hint("make it with cmbfs mkdir"))
+        }
+        _ => Ok(path.to_owned()),
+    }
+}
+
+/// Refuses a path that a directory has.
 fn no_directory(files: &mut dyn Files, path: &str) -> Result<(), Failure> {
-    if path.ends_with('/') || files.stat(path).is_ok_and(|e| e.is_directory()) {
+    if files.stat(path).is_ok_and(|e| e.is_directory()) {
         return Err(Failure::new(format!("{path} is a directory"))
-            .hint("give the whole path, with the name that the file is to have"));
+            .hint("no file replaces a directory: give the whole path, with another name"));
     }
     Ok(())
+}
+
+/// The name at the end of a path of a filesystem of ours.
+pub(crate) fn last_part(path: &str) -> Result<&str, Failure> {
+    match path.rsplit('/').next() {
+        Some(name) if !matches!(name, "" | "." | "..") => Ok(name),
+        _ => Err(Failure::new(format!("{path} names no file"))),
+    }
+}
+
+/// Says on standard output under which name something went into a directory that it was told to go to.
+pub(crate) fn say_where(from: impl Display, told: impl Display, went: impl Display) -> std::io::Result<()> {
+    let went = went.to_string();
+    if told.to_string() == went {
+        return Ok(());
+    }
+    let line = format!("{from} -> {went}");
+    writeln!(std::io::stdout(), "{}", one_line(&line))
 }
 
 /// `drwxr-xr-x` and the like.

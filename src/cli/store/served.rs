@@ -1,11 +1,10 @@
 //! Files through a server.
 
-use std::path::Path;
-
 use cmbfs::{Client, ClientStat, OpenMode, Placement};
 
 use super::{Entry, Files, PIECE, WriteJob};
 use crate::cli::failure::Failure;
+use crate::cli::server::Server;
 
 /// How much is mapped at a time.
 const MAPPED: u64 = 32 << 20;
@@ -13,8 +12,8 @@ const MAPPED: u64 = 32 << 20;
 pub(super) struct Served(Client);
 
 impl Served {
-    pub(super) fn connect(socket: &Path) -> Result<Self, Failure> {
-        Ok(Self(Client::connect(socket)?))
+    pub(super) fn connect(server: &Server) -> Result<Self, Failure> {
+        Ok(Self(server.connect()?))
     }
 }
 
