@@ -132,6 +132,44 @@ fn what_a_killed_server_left_of_a_put_goes_with_the_next() {
 }
 
 #[test]
+fn what_killed_puts_left_goes_when_a_server_starts_or_a_check_repairs() {
+    let lab = prepared();
+    lab.file("big", &pattern(4, 2 << 20));
+    for folder in ["/d", "/d/e"] {
+        lab.ok(&["mkdir", DRIVE, folder]);
+    }
+    // Of this machine and of others, dead or with the number of a process that lives: nobody else has the drive.
+    let left = ["/.f.put-1-4194999".to_owned(), format!("/d/e/.g.put-f0000-{}", std::process::id())];
+    let leave = || left.iter().for_each(|name| drop(lab.ok(&["put", DRIVE, "big", name])));
+    lab.ok(&["put", DRIVE, "in", "/d/e/.users-own.put-1"]);
+    let names = |folder: &str| String::from_utf8(lab.ok(&["ls", DRIVE, folder])).unwrap();
+    let all_gone = || {
+        assert_eq!(names("/"), "d/\nf\n");
+        assert_eq!(names("/d/e"), ".users-own.put-1\n");
+    };
+    leave();
+    let said = String::from_utf8(lab.ok(&["check", DRIVE])).unwrap();
+    assert!(said.contains("2 unfinished files of 4 MiB"), "{said}");
+    let json = |args: &[&str]| -> serde_json::Value { serde_json::from_slice(&lab.ok(args)).unwrap() };
+    assert_eq!(json(&["check", "--json", DRIVE])["unfinished"], 2);
+    assert_eq!(names("/").lines().count(), 3, "a check changes nothing");
+    assert_eq!(json(&["check", "--repair", "--json", DRIVE])["unfinished"], 2);
+    all_gone();
+    let used = json(&["check", "--json", DRIVE])["used_bytes"].clone();
+    leave();
+    let mut command = lab.command(&["serve", DRIVE, "--socket", "s"]);
+    let log = std::fs::File::create(lab.path("log")).unwrap();
+    let server = cmbfs_tests::Server::start(command.stderr(log));
+    assert_eq!(lab.ok(&["ls", "--socket", "s", "/"]), b"d/\nf\n");
+    let said = std::fs::read_to_string(lab.path("log")).unwrap();
+    assert!(said.contains("removed 2 unfinished files of 4 MiB"), "{said}");
+    // It is durable, and the space is free.
+    server.kill();
+    all_gone();
+    assert_eq!(json(&["check", "--json", DRIVE])["used_bytes"], used);
+}
+
+#[test]
 fn names_that_a_command_changed_stay_when_the_server_is_killed_and_freed_space_is_free_at_once() {
     let lab = prepared();
     lab.file("big", &pattern(3, 20 << 20));

@@ -69,9 +69,38 @@ fn json_has_the_uuid_that_mkfs_printed() {
 }
 
 #[test]
+fn output_that_finds_no_room_is_told_from_a_full_drive() {
+    let lab = lab();
+    for args in [&["ls", DRIVE, "/"][..], &["cat", DRIVE, "/f"], &["stat", DRIVE, "/f"], &["check", DRIVE]] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let out = lab.command(args).stdout(full).output().unwrap();
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(said.contains("cannot write to standard output: No space left"), "{args:?}: {said}");
+        assert_eq!(out.status.code(), Some(1), "{args:?}: {said}");
+    }
+}
+
+#[test]
+fn what_cannot_be_an_image_or_a_socket_is_said() {
+    let lab = lab();
+    for device in ["emu:/dev/null", "file:/dev/null"] {
+        let said = lab.fails(1, &["mkfs", device]).stderr;
+        assert!(said.contains("/dev/null is neither a regular file nor a block device"), "{said}");
+    }
+    let long = "s".repeat(120);
+    for args in [&["serve", DRIVE, "--socket", &long][..], &["status", "--socket", &long]] {
+        let said = lab.fails(1, args).stderr;
+        assert!(said.contains("the path of a socket 107"), "{said}");
+    }
+    for args in [&["get", DRIVE, "/f", ""][..], &["put", DRIVE, "", "/f"]] {
+        assert!(lab.fails(2, args).stderr.contains("LOCAL is empty"));
+    }
+}
+
+#[test]
 fn help_says_what_a_url_stands_for() {
     let help = String::from_utf8(lab().ok(&["--help"])).unwrap();
-    for part in ["size= the image's, else 1G", "cmb=64M", "lba=4096", "cache=on"] {
+    for part in ["size=1G     the drive's size", "cmb=64M ", "pmr=0 ", "lba=4096 ", "cache=on "] {
         assert!(help.contains(part), "{part} is not in {help}");
     }
 }

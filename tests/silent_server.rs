@@ -96,7 +96,7 @@ fn a_server_that_stops_in_the_middle_is_an_error_and_the_connection_is_good_when
     silent(cold.read(0, &mut [0; 16]).unwrap_err());
     silent(file.commit().map(drop).unwrap_err());
     // What is given back to it is not waited for as long again, each time.
-    for _ in 0..16 {
+    for _ in 0..40 {
         drop(client.stat("/f").unwrap_err());
     }
     drop(cold);

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -58,6 +59,12 @@ pub enum OpenError {
         image: PathBuf,
         /// The file that is in the way.
         pmr: PathBuf,
+    },
+    /// What is there cannot hold a drive's blocks.
+    #[error("{} is neither a regular file nor a block device, and so no image of a drive", path.display())]
+    NoImage {
+        /// What is there.
+        path: PathBuf,
     },
     /// The image could not be opened, created or given its size.
     #[error("cannot {what} {}: {source}", path.display())]
@@ -238,6 +245,11 @@ fn lock_image(path: &Path, size: Option<u64>) -> Result<(ImageLock, Option<NewIm
         }
         Err(e) => return Err(fail("create")(e)),
     };
+    // What has no size cannot be a drive, and would be said to be one that cannot be given any.
+    let kind = file.metadata().map_err(fail("look at"))?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(OpenError::NoImage { path: path.to_owned() });
+    }
     let lock = ImageLock::take(file.try_clone().map_err(fail("open"))?, path)?;
     let end = rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0));
     let has = end.map_err(io::Error::from).map_err(fail("find the size of"))?;
@@ -381,6 +393,7 @@ mod tests {
     #[test]
     fn what_cannot_be_opened_says_why() {
         assert!(matches!(open_text("emu:/no/such/folder/x"), Err(OpenError::Image { .. })));
+        assert!(matches!(open_text("emu:/dev/null"), Err(OpenError::NoImage { .. })));
         assert!(matches!(open_text("file:/no/such/file"), Err(OpenError::File(_))));
         assert!(matches!(open_text("pci:ffff:ff:1f.7"), Err(OpenError::Vfio { .. })));
         assert!(matches!(open_text("emu:ram?size=1"), Err(OpenError::Emulated(_))));

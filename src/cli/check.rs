@@ -4,13 +4,14 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 
 use clap::Args;
-use cmbfs::DeviceUrl;
 use cmbfs::extent_fs::{self, BLOCK, CheckOptions, Finding, FsError, Outcome, Report};
+use cmbfs::{Device, DeviceUrl, Filesystem, MountOptions};
 use serde_json::json;
 
 use super::device;
 use super::failure::Failure;
 use super::mkfs::uuid_text;
+use super::store::leftover::{self, Unfinished};
 use super::units::{Bytes, Count};
 
 /// Verify a filesystem: superblocks, log, extents, directories
@@ -23,7 +24,7 @@ use super::units::{Bytes, Count};
 pub(crate) struct Check {
     /// The device's URL
     device: OsString,
-    /// Repair what can be repaired without losing anything that is readable
+    /// Repair what can be repaired without losing anything that is readable, and remove what killed puts and copies left unfinished
     #[arg(long)]
     repair: bool,
     /// With --repair: also what loses files whose metadata is unreadable
@@ -37,13 +38,22 @@ pub(crate) struct Check {
 impl Check {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let url = device::url(self.device)?;
-        let report = check(&url, &CheckOptions { repair: self.repair, force: self.force })?;
+        let options = CheckOptions { repair: self.repair, force: self.force };
+        let device = device::open_existing(&url)?;
+        let report = check_device(&device, &options)?;
+        // Names mean something only in a sound filesystem.
+        let unfinished =
+            if report.is_clean() { unfinished(&device, self.repair)? } else { Unfinished::default() };
         let mut out = io::BufWriter::new(io::stdout().lock());
         if self.json {
-            serde_json::to_writer_pretty(&mut out, &as_json(&report))?;
+            serde_json::to_writer_pretty(&mut out, &as_json(&report, unfinished))?;
             writeln!(out)?;
         } else {
             print(&report, &mut out)?;
+            if unfinished.files > 0 {
+                let fate = if self.repair { "removed" } else { "serve and check --repair remove them" };
+                writeln!(out, "left over    {unfinished}: {fate}")?;
+            }
         }
         out.flush()?;
         if report.is_clean() {
@@ -60,9 +70,22 @@ impl Check {
     }
 }
 
-/// Checks the filesystem on a device that nobody has mounted.
+/// Checks the filesystem on a device that nobody has open.
 pub(crate) fn check(url: &DeviceUrl, options: &CheckOptions) -> Result<Report, Failure> {
-    let device = device::open_existing(url)?;
+    check_device(&device::open_existing(url)?, options)
+}
+
+/// What killed commands left on a sound filesystem; `remove` removes it.
+fn unfinished(device: &Device, remove: bool) -> Result<Unfinished, Failure> {
+    let options = MountOptions { read_only: !remove, ..MountOptions::default() };
+    let mut fs = Filesystem::mount(device.disk()?, options)?;
+    let found = leftover::unfinished(&mut fs, remove)?;
+    fs.unmount()?;
+    Ok(found)
+}
+
+fn check_device(device: &Device, options: &CheckOptions) -> Result<Report, Failure> {
+    let url = device.url();
     extent_fs::check(&mut device.disk()?, options).map_err(|e| match e {
         // Nothing to begin with: its advice, to check and to repair, would go round in circles here.
         FsError::Damaged { what } => Failure::damaged(format!("{url}: {what}"))
@@ -121,7 +144,7 @@ fn print(report: &Report, out: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
-fn as_json(report: &Report) -> serde_json::Value {
+fn as_json(report: &Report, unfinished: Unfinished) -> serde_json::Value {
     let findings: Vec<_> = report
         .findings
         .iter()
@@ -137,6 +160,7 @@ fn as_json(report: &Report) -> serde_json::Value {
         "extents": report.extents,
         "used_bytes": report.used_blocks.saturating_mul(BLOCK),
         "free_bytes": report.free_blocks.map(|b| b.saturating_mul(BLOCK)),
+        "unfinished": unfinished.files,
         "clean": report.is_clean(),
         "findings": findings,
     })

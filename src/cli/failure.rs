@@ -24,11 +24,13 @@ pub(crate) struct Failure {
     exit: Exit,
     message: String,
     hint: Option<String>,
+    /// The system's answer and no word of what was being done. Only printing is left without one.
+    is_bare: bool,
 }
 
 impl Failure {
     pub(crate) fn new(message: impl fmt::Display) -> Self {
-        Self { exit: Exit::Failed, message: message.to_string(), hint: None }
+        Self { exit: Exit::Failed, message: message.to_string(), hint: None, is_bare: false }
     }
 
     /// Wrong arguments.
@@ -50,6 +52,7 @@ impl Failure {
     /// Puts what was being done before the message.
     pub(crate) fn doing(mut self, what: impl fmt::Display) -> Self {
         let what = what.to_string();
+        self.is_bare = false;
         // Many errors name what they happened to by themselves.
         if !self.message.starts_with(&what) {
             self.message = format!("{what}: {}", self.message);
@@ -87,7 +90,8 @@ impl Failure {
     /// Says it on standard error, and gives the exit status.
     pub(crate) fn report(&self) -> ExitCode {
         if self.exit != Exit::Quiet {
-            eprintln!("cmbfs: {}", one_line(&self.message));
+            let what = if self.is_bare { "cannot write to standard output: " } else { "" };
+            eprintln!("cmbfs: {what}{}", one_line(&self.message));
             if let Some(hint) = &self.hint {
                 eprintln!("  hint: {}", one_line(hint));
             }
@@ -121,7 +125,7 @@ impl<E: Error + 'static> From<E> for Failure {
         if any.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
             return Self { exit: Exit::Quiet, ..Self::new("nobody reads the output") };
         }
-        let failure = Self::new(chain(any));
+        let failure = Self { is_bare: any.is::<io::Error>(), ..Self::new(chain(any)) };
         match super::hints::hint_for(any) {
             Some(hint) => failure.hint(hint),
             None => failure,

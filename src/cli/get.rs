@@ -34,6 +34,9 @@ pub(crate) struct Get {
 impl Get {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let (place, [path, local]) = self.at.take(["PATH", "LOCAL"])?;
+        if local.is_empty() {
+            return Err(Failure::usage("LOCAL is empty"));
+        }
         let path = text(path, "PATH")?;
         let told = PathBuf::from(local);
         let local = if told.is_dir() {

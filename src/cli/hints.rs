@@ -3,6 +3,8 @@
 use std::error::Error;
 use std::io;
 
+use rustix::io::Errno;
+
 /// The hint for an error from below, if there is something useful to say.
 pub(crate) fn hint_for(error: &(dyn Error + 'static)) -> Option<&'static str> {
     let mut next = Some(error);
@@ -18,6 +20,9 @@ pub(crate) fn hint_for(error: &(dyn Error + 'static)) -> Option<&'static str> {
 fn for_io(error: &io::Error) -> Option<&'static str> {
     Some(match error.kind() {
         io::ErrorKind::StorageFull => "free space there, or name another place",
+        _ if error.raw_os_error() == Some(Errno::NAMETOOLONG.raw_os_error()) => {
+            "a file's name has at most 255 bytes, the path of a socket 107: a shorter one, or a relative one, will do"
+        }
         io::ErrorKind::PermissionDenied => "run as a user who may, or change the permissions",
         _ => return None,
     })

@@ -46,17 +46,22 @@ use failure::Failure;
 
 const ABOUT: &str = "Files on an NVMe drive as shared memory, straight from its Controller Memory Buffer";
 
+// Lines that belong together are one line here: they are broken where the terminal ends.
 const AFTER_HELP: &str = "\
 Devices:
-  emu:disk.img?cmb=64M&size=1G   an emulated NVMe drive on an image file; mkfs and emulate make it if there is none
+  emu:disk.img?cmb=64M&size=1G   an emulated NVMe drive on an image file
   emu:ram?cmb=64M&size=1G        the same, in memory: gone when the command ends
   file:/dev/nvme0n1              a block device or a file through io_uring; no CMB
   pci:0000:01:00.0               a drive bound to vfio-pci
   vfio-user:/run/n.sock          a drive served by another process
 
-Parameters of emu: and what they are by default: size= the image's, else 1G; cmb=64M (0: none); pmr=0 (none; or a
-power of two, kept beside the image as disk.img.pmr); lba=4096 (or 512); cache=on (volatile until flushed; off; lossy: a
-killed command is a power cut).
+Parameters of emu:, each with what it is when left out:
+  size=1G     the drive's size; an image that is there keeps its own
+  cmb=64M     Controller Memory Buffer (0: none)
+  pmr=0       Persistent Memory Region: a power of two, kept beside the image as disk.img.pmr (0: none)
+  lba=4096    bytes per block (or 512)
+  cache=on    volatile until flushed (off: none; lossy: a killed command is a power cut)
+mkfs and emulate make an image that is not there; everything else refuses.
 
 Exit status: 0 done, 1 failed, 2 wrong arguments, 3 damage or a difference found, 141 nobody read the output.
 Set CMBFS_LOG=debug to see what the layers underneath do.

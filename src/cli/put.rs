@@ -29,6 +29,9 @@ pub(crate) struct Put {
 impl Put {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let (place, [local, path]) = self.at.take(["LOCAL", "PATH"])?;
+        if local.is_empty() {
+            return Err(Failure::usage("LOCAL is empty"));
+        }
         let path = text(path, "PATH")?;
         let local = PathBuf::from(local);
         let cannot = |e: std::io::Error| Failure::from(e).doing(format!("cannot read {}", local.display()));

@@ -13,6 +13,7 @@ use cmbfs::{Device, Placement, Server, ServerOptions};
 
 use super::device;
 use super::failure::{Failure, one_line};
+use super::store::leftover;
 use super::units::Bytes;
 
 /// Share a filesystem with other processes until SIGINT or SIGTERM
@@ -76,7 +77,14 @@ fn enable_pmr(device: &Device) -> (Option<Arc<Pmr>>, String) {
 
 /// Mounts the filesystem and listens. Clients can connect from here on.
 pub(crate) fn prepare(device: &Device, options: ServerOptions) -> Result<Server, Failure> {
-    Ok(Server::new(device::mount(device)?, options)?)
+    let mut fs = device::mount(device)?;
+    match leftover::unfinished(&mut fs, true) {
+        Ok(found) if found.files > 0 => eprintln!("cmbfs: removed {found}"),
+        Ok(_) => {}
+        // It is no reason not to serve the rest.
+        Err(e) => eprintln!("cmbfs: what killed commands left stays: {}", one_line(&e.to_string())),
+    }
+    Ok(Server::new(fs, options)?)
 }
 
 impl Serve {

@@ -6,7 +6,7 @@
 //! * `leftover`: the names under which files are written, and what killed writers left of them
 pub(crate) mod across;
 mod direct;
-mod leftover;
+pub(crate) mod leftover;
 mod served;
 
 use std::fmt::Display;
