@@ -232,4 +232,21 @@ fn a_full_host_disk_is_said_once_and_in_words() {
     }
     assert_eq!(said.matches("no space left on the host for the image small/disk.img").count(), 1, "{said}");
     assert!(said.lines().count() <= 4, "{said}");
+    assert!(said.contains("no space left where the drive keeps its blocks"), "{said}");
+    // Whoever goes through a server does not see its log.
+    let script = r#"mount -t tmpfs -o size=4M none small || exit 77
+        "$0" mkfs "emu:small/disk.img?size=64M" || exit 78
+        "$0" serve "emu:small/disk.img?size=64M" --socket s 2>server.log >serving & server=$!
+        while ! grep -q serving serving; do kill -0 $server || exit 79; sleep 0.1; done
+        "$0" put --socket s in /f; code=$?
+        kill $server; wait $server; exit $code"#;
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", script]);
+    let out = command.arg(env!("CARGO_BIN_EXE_cmbfs")).current_dir(lab.dir()).output().unwrap();
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("cannot put in as /f") && said.contains("(of an image: on the host's disk), free some"),
+        "{said}"
+    );
 }

@@ -137,6 +137,7 @@ impl FsError {
     pub fn errno(&self) -> i32 {
         match self {
             Self::NotFound { .. } => 2,
+            Self::Device(e) if e.is_no_space() => 28,
             Self::Device(_) => 5,
             Self::LeaseConflict { .. } => 11,
             Self::Exists { .. } => 17,

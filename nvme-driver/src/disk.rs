@@ -101,7 +101,7 @@ pub enum DiskError {
         block_size: u32,
     },
     /// The device completed the command with an error status.
-    #[error("{op} at LBA {lba} failed: {status}")]
+    #[error("{op} at LBA {lba} failed: {status}{}", advice(*.status))]
     Device {
         /// What was asked.
         op: Op,
@@ -175,6 +175,31 @@ pub enum DiskError {
         /// The system's answer.
         source: std::io::Error,
     },
+}
+
+impl DiskError {
+    /// Whether there was no room for the blocks where the drive keeps them: the host's disk under an image, or a pool that a drive is
+    /// thinly provisioned from.
+    pub fn is_no_space(&self) -> bool {
+        match self {
+            Self::Device { status, .. } => status.is(Status::CAPACITY_EXCEEDED),
+            Self::Io { source, .. } => is_full(source),
+            _ => false,
+        }
+    }
+}
+
+/// Whether the system says that there is no room for more, for anybody or for this user.
+pub(crate) fn is_full(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+}
+
+/// What to do about a status, where its name does not tell.
+fn advice(status: Status) -> &'static str {
+    if !status.is(Status::CAPACITY_EXCEEDED) {
+        return "";
+    }
+    "; no space left where the drive keeps its blocks (of an image: on the host's disk), free some there"
 }
 
 /// A disk's Controller Memory Buffer as mapped into this process.

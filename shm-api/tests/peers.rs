@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 use nvme_driver::mem::Mapping;
 use shm_api::client::{Client, OpenMode, Peer};
+use shm_api::protocol::ErrorCode;
 
 mod common;
 use common::{SMALL, Serving, Setup};
@@ -102,6 +103,34 @@ fn a_peers_read_takes_the_cmb_where_there_is_one_and_says_so() {
     {
         assert!(peer.read(&file, offset, local, len).is_err(), "{offset} {local} {len}");
     }
+}
+
+#[test]
+fn the_peers_of_one_user_share_a_limit_of_memory() {
+    const MIB: u64 = 1 << 20;
+    let serving = Serving::start(SMALL);
+    let (client, other) = (serving.client(), serving.client());
+    let refused = |client: &Client, mib: u64, left: u64| {
+        let said = client.attach_peer(mib * MIB).map(drop).unwrap_err();
+        assert_eq!(said.code(), Some(ErrorCode::TooMany), "{said}");
+        assert!(said.to_string().contains(&format!("may have {} more", left * MIB)), "{said}");
+    };
+    let first = client.attach_peer(600 * MIB).unwrap();
+    refused(&client, 425, 424);
+    refused(&other, 425, 424);
+    let second = other.attach_peer(424 * MIB).unwrap();
+    refused(&client, 1, 0);
+    drop(first);
+    refused(&client, 601, 600);
+    let third = client.attach_peer(600 * MIB).unwrap();
+    // A connection that ends gives back what it had.
+    drop((second, other));
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while client.attach_peer(424 * MIB).is_err() {
+        assert!(std::time::Instant::now() < deadline, "the memory of a client that left does not come back");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    drop(third);
 }
 
 #[test]

@@ -7,6 +7,7 @@ use super::data::Direction;
 use super::reads::deliver;
 use super::state::State;
 use super::step::Outcome;
+use crate::disk::is_full;
 use crate::mem::Mapping;
 use crate::spec::command::{DSM_AD, DsmRange, FUA};
 use crate::spec::{Command, NvmOpcode, Status};
@@ -248,5 +249,6 @@ fn is_equal(bus: &Bus<'_>, addr: u64, memory: &Mapping, at: usize, len: usize) -
 pub(super) fn media_error(what: &str, error: &io::Error, status: Status) -> Status {
     // The image says what is wrong with it by itself, once.
     tracing::debug!("emulated drive: {what}: {error}");
-    status
+    // As a thinly provisioned drive says it whose pool is empty: it has a word for it.
+    if is_full(error) { Status::CAPACITY_EXCEEDED } else { status }
 }

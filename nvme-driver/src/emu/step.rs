@@ -257,6 +257,8 @@ fn with_retry_advice(status: Status) -> Status {
         Status::NAMESPACE_NOT_READY,
         Status::UNRECOVERED_READ_ERROR,
         Status::WRITE_FAULT,
+        // Somebody may make room.
+        Status::CAPACITY_EXCEEDED,
         Status::COMMAND_INTERRUPTED,
     ];
     if again.iter().any(|s| status.is(*s)) { status } else { status.with_dnr() }

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use nvme_driver::clock::SystemClock;
-use nvme_driver::disk::Disk;
+use nvme_driver::disk::{Disk, DiskError};
 use nvme_driver::mem::Mapping;
 use nvme_driver::pmr::Pmr;
+use p2p::backing::BackingError;
 use p2p::windows::{ClientId, Config, Scope, Windows, WindowsError};
 
 use super::backing::FileBacking;
@@ -29,6 +30,8 @@ pub(super) struct Opened {
     pub(super) count: u32,
     /// How many of them belong to clients that may not map the CMB.
     pub(super) without_cmb: u32,
+    /// How many of them belong to clients that have left, and whose process lives.
+    pub(super) left: u32,
 }
 
 /// Counted since the start.
@@ -56,6 +59,8 @@ pub(crate) struct Core {
     /// Raw memory, by object.
     pub(super) allocations: BTreeMap<u64, Allocation>,
     pub(super) next_raw: u64,
+    /// Bytes of memory of their own that the peers of each user have.
+    pub(super) peer_memory: BTreeMap<u32, u64>,
     /// The drive's PMR, which is an object.
     pub(super) pmr: Option<Arc<Pmr>>,
     /// Raw memory that nobody has any more and of which pages are in quarantine. Its numbers are not used again.
@@ -70,12 +75,25 @@ pub(crate) struct Core {
     deadline: Option<u64>,
 }
 
+/// Whether the drive had no room for blocks of the filesystem's: a full disk of the host under an image.
+fn is_no_space(error: &BackingError) -> bool {
+    let BackingError::Failed { source, .. } = error else { return false };
+    match source.downcast_ref::<DiskError>() {
+        Some(disk) => disk.is_no_space(),
+        None => {
+            let fs = source.downcast_ref::<extent_fs::FsError>();
+            matches!(fs, Some(extent_fs::FsError::Device(disk)) if disk.is_no_space())
+        }
+    }
+}
+
 /// An error of the windows' as it goes to a client.
 pub(super) fn windows_error(error: &WindowsError) -> WireError {
     let code = match error {
         WindowsError::TooManyWindows(_) | WindowsError::TooManyDirtyPages(_) => ErrorCode::TooMany,
         WindowsError::Barred(_) => ErrorCode::Denied,
         WindowsError::UnknownClient(_) | WindowsError::UnknownPeer(_) => ErrorCode::BadHandle,
+        WindowsError::Backing(e) if is_no_space(e) => ErrorCode::NoSpace,
         WindowsError::Backing(_) => ErrorCode::Device,
         WindowsError::Peer(_) => ErrorCode::PeerFault,
         WindowsError::MemoryGone(_) => ErrorCode::DataLost,
@@ -120,6 +138,7 @@ impl Core {
             people: BTreeMap::new(),
             allocations: BTreeMap::new(),
             next_raw: 1,
+            peer_memory: BTreeMap::new(),
             pmr: None,
             leaving: Vec::new(),
             closed: VecDeque::new(),
@@ -286,7 +305,8 @@ impl Core {
                 if let Err(e) = self.place_object(ino) {
                     tracing::warn!("inode {ino}: {e}");
                 }
-                return self.close_in_fs(ino);
+                self.close_in_fs(ino);
+                return self.empty_if_deserted(ino, now);
             }
             self.opened.remove(&ino);
         }
@@ -348,6 +368,7 @@ impl Core {
             }
         }
         let files: Vec<OpenFile> = session.files.drain().map(|(_, file)| file).collect();
+        self.came_back(session, &files);
         for file in files {
             self.close_inode(file.ino, file.reaches, now);
         }
@@ -365,21 +386,6 @@ impl Core {
         session.maps.clear();
         self.release_layouts(session.id);
         self.close_everything(session, now);
-    }
-
-    /// The client's connection is gone but its process lives. True: it still had windows or leases, and is to be watched until it dies.
-    pub(crate) fn client_left(&mut self, session: &mut Session, now: u64) -> bool {
-        let Some(client) = session.client else { return false };
-        if session.maps.is_empty() && self.leases.of(session.id).is_empty() {
-            // It gave everything back before it left.
-            self.client_died(session, now);
-            return false;
-        }
-        match self.windows.revoke(&Scope::Client(client), &mut self.backing, now) {
-            Ok(_) => tracing::info!(id = session.id, "client left with windows mapped: they are taken back"),
-            Err(e) => tracing::warn!(id = session.id, "client left with windows mapped: {e}"),
-        }
-        true
     }
 
     /// Writes everything back and unmounts. Clients have seen the server word go: what they store from here on they know to be lost.

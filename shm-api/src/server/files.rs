@@ -452,6 +452,7 @@ impl Core {
             self.forget(ino, now);
         } else {
             self.close_in_fs(ino);
+            self.empty_if_deserted(ino, now);
         }
         result
     }

@@ -6,6 +6,7 @@
 //! * `requests`, `files`, `raw`, `memory`, `names`, `peers`: what clients ask for
 //! * `layouts`, `leases`: block numbers for clients, and who holds them
 //! * `jobs`: what takes longer than one turn
+//! * `left`: clients whose connection is gone and whose process lives
 //! * `permission`: who may do what (P8)
 //! * `placing`, `auto`: where windows may live, and where those of files that nobody has said anything about
 //! * `backing`: where a window's bytes are on the drive
@@ -27,6 +28,7 @@ mod files;
 mod jobs;
 mod layouts;
 mod leases;
+mod left;
 mod memory;
 mod names;
 mod outbox;

@@ -27,6 +27,7 @@ pub(crate) fn fs_error(error: &extent_fs::FsError) -> WireError {
         E::NameTooLong { .. } => ErrorCode::NameTooLong,
         E::ReadOnly { .. } => ErrorCode::ReadOnly,
         E::Damaged { .. } => ErrorCode::Damaged,
+        E::Device(e) if e.is_no_space() => ErrorCode::NoSpace,
         E::Device(_) => ErrorCode::Device,
         E::TooLarge { .. } => ErrorCode::TooBig,
         E::Invalid { .. } => ErrorCode::Invalid,

@@ -19,7 +19,7 @@ use crate::protocol::records::{self, MappingRecord, PeerRecord};
 use crate::protocol::wire::Wire;
 use crate::protocol::{ErrorCode, MAX_MESSAGE, WireError};
 
-/// Most memory of its own that a peer can have, in bytes.
+/// Most memory of their own that the peers of one user can have together, in bytes: it is host memory in truth.
 const MAX_LOCAL: u64 = 1 << 30;
 /// Bytes of records after which a list of mappings ends, so that it and the header fit a message.
 const MAX_LIST: usize = MAX_MESSAGE - 256;
@@ -53,6 +53,15 @@ impl Core {
                 format!("{} bytes for a peer: a multiple of 4096, at most {MAX_LOCAL}", request.local_len),
             ));
         }
+        let uid = session.identity.uid;
+        let left = MAX_LOCAL.saturating_sub(self.peer_memory.get(&uid).copied().unwrap_or(0));
+        if request.local_len > left {
+            let text = format!(
+                "{} bytes for a peer, and the peers of uid {uid} may have {left} more: {MAX_LOCAL} together; detach others",
+                request.local_len
+            );
+            return Err(WireError::new(ErrorCode::TooMany, text));
+        }
         let coherent = match request.flags {
             0 => true,
             m::PEER_NOT_COHERENT => false,
@@ -69,7 +78,8 @@ impl Core {
             .map_err(|e| internal(&e))?;
         let fd = fd.try_clone_to_owned().map_err(|e| internal(&e))?;
         let id = self.windows.register_peer(Box::new(engine.clone()));
-        let peer = session.add_peer(PeerEntry { id, engine });
+        *self.peer_memory.entry(uid).or_default() += request.local_len;
+        let peer = session.add_peer(PeerEntry { id, uid, engine });
         Ok((m::PeerAttachReply { peer, local_len: request.local_len }, fd))
     }
 
@@ -291,6 +301,9 @@ impl Core {
 
     /// Takes everything back from a peer and forgets it. Its engine does what it is told, so nothing stays behind.
     pub(super) fn detach_peer(&mut self, peer: &PeerEntry, now: u64) {
+        if let Some(bytes) = self.peer_memory.get_mut(&peer.uid) {
+            *bytes = bytes.saturating_sub(peer.engine.local().len() as u64);
+        }
         if let Err(e) = self.windows.unregister_peer(peer.id, now) {
             tracing::error!("a peer cannot be detached, its pages stay quarantined: {e}");
             if let Ok(ticket) = self.windows.revoke(&Scope::Peer(peer.id), &mut self.backing, now) {

@@ -35,6 +35,8 @@ pub(crate) struct OpenFile {
 #[derive(Clone, Debug)]
 pub(crate) struct PeerEntry {
     pub(crate) id: PeerId,
+    /// Whose memory it is.
+    pub(crate) uid: u32,
     pub(crate) engine: EmulatedEngine,
 }
 
@@ -74,6 +76,8 @@ pub(crate) struct Session {
     pub(crate) temporary: HashMap<u64, String>,
     pub(crate) maps: HashMap<u64, MapEntry>,
     pub(crate) peers: HashMap<u64, PeerEntry>,
+    /// Its connection is gone and its process lives.
+    pub(crate) has_left: bool,
     next_handle: u64,
 }
 
@@ -92,6 +96,7 @@ impl Session {
             temporary: HashMap::new(),
             maps: HashMap::new(),
             peers: HashMap::new(),
+            has_left: false,
             next_handle: 1,
         }
     }
