@@ -431,7 +431,8 @@ impl Core {
             self.backing.fs.open(ino).map_err(|e| super::names::fs_error(&e))?;
         }
         self.pending = true;
-        self.jobs.push(Job { to: Some((session, to)), work });
+        let incarnation = work.slot().and_then(|slot| self.incarnation(slot));
+        self.jobs.push(Job { to: Some((session, to)), work, incarnation });
         Ok(())
     }
 }

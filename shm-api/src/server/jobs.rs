@@ -27,12 +27,14 @@ pub(super) const PATIENCE: u64 = 5_000_000_000;
 pub(crate) struct Job {
     pub(super) to: Option<(u32, ReplyTo)>,
     pub(super) work: Work,
+    /// Which of all windows that have its control slot, one after the other, it is about.
+    pub(super) incarnation: Option<u32>,
 }
 
 impl Job {
     /// Work that nobody waits for.
     pub(super) fn unasked(work: Work) -> Self {
-        Self { to: None, work }
+        Self { to: None, work, incarnation: None }
     }
 }
 
@@ -70,6 +72,16 @@ pub(super) enum Work {
 }
 
 impl Work {
+    /// The control slot of the window that it is about.
+    pub(super) fn slot(&self) -> Option<u32> {
+        match self {
+            Self::Fault { slot, .. } | Self::PeerMap { slot, .. } | Self::PeerCopy { slot, .. } => {
+                Some(*slot)
+            }
+            _ => None,
+        }
+    }
+
     /// The file that this is a commit of, of whatever kind. It is held open in the filesystem until that is answered.
     pub(super) fn commits(&self) -> Option<u64> {
         let ino = match self {
@@ -126,6 +138,12 @@ pub(super) fn place_number(home: Home) -> u32 {
 impl Core {
     /// Moves a job on. `None`: not done yet.
     pub(super) fn advance(&mut self, job: &mut Job, now: u64) -> Option<Result<Answer, WireError>> {
+        if let Some(slot) = job.work.slot()
+            && self.incarnation(slot) != job.incarnation
+        {
+            // Given back since it was asked for. The slot may be that of another file's window by now.
+            return Some(Err(retry("the window was given back meanwhile; ask again")));
+        }
         match &mut job.work {
             Work::Fault { slot, want, leave_cmb, since } => {
                 let late = now.saturating_sub(*since) > PATIENCE;
@@ -252,6 +270,11 @@ impl Core {
                 }
             }
         }
+    }
+
+    /// Which window has a control slot now.
+    pub(super) fn incarnation(&self, slot: u32) -> Option<u32> {
+        self.windows.handle(slot).map(|handle| handle.incarnation)
     }
 
     /// The report of a revocation that is through.
