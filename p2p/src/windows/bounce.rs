@@ -84,6 +84,10 @@ impl Windows {
             } else {
                 let mut pages = vec![0; (within % 4096 + n).next_multiple_of(4096)];
                 self.read_behind(object, at / 4096 * 4096, &mut pages, backing)?;
+                // What is behind the end was zeros to whoever has read it in a window, and is there no more.
+                let cut = self.objects.get(&object).and_then(|o| o.cut).unwrap_or(u64::MAX);
+                let kept = cut.saturating_sub(at).min(n as u64) as usize;
+                pages[within % 4096 + kept..].fill(0);
                 into[done..done + n].copy_from_slice(&pages[within % 4096..within % 4096 + n]);
             }
             done += n;

@@ -48,6 +48,8 @@ pub(super) struct Object {
     pub(super) host: Option<HostFile>,
     /// Ranges that somebody has taken out under a layout: no window may be filled from them.
     pub(super) excluded: Vec<Range<u64>>,
+    /// Where it ends, while what stands behind it has not been cut there yet.
+    pub(super) cut: Option<u64>,
     pub(super) sequence: Sequence,
     /// No file: bytes of memory, and nothing behind them.
     pub(super) raw: Option<u64>,
@@ -80,6 +82,7 @@ impl Windows {
             windows: BTreeMap::new(),
             host: None,
             excluded: Vec::new(),
+            cut: None,
             sequence: Sequence::default(),
             raw: None,
             own: None,
@@ -128,12 +131,16 @@ impl Windows {
         Ok(())
     }
 
-    /// Ends one [`exclude`](Self::exclude) of exactly this range.
+    /// Ends one [`exclude`](Self::exclude) of exactly this range. With the last that reaches to the end of all objects, what was
+    /// [truncated](Self::truncate) is cut on the drive as well.
     pub fn readmit(&mut self, object: u64, range: &Range<u64>) {
         if let Some(known) = self.objects.get_mut(&object)
             && let Some(at) = known.excluded.iter().position(|r| r == range)
         {
             known.excluded.swap_remove(at);
+            if known.excluded.iter().all(|r| r.end < LANE) {
+                known.cut = None;
+            }
         }
     }
 

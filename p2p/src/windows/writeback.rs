@@ -156,7 +156,8 @@ impl Windows {
         Ok((0, len as u64))
     }
 
-    /// The object now ends at `size`: windows beyond go, and the rest of the last one reads as zeros.
+    /// The object now ends at `size`: windows beyond go, and the rest of the last one reads as zeros. If it is [excluded](Self::exclude) from
+    /// there to the end of all objects, it reads as zeros wherever the bytes come from, until it is readmitted.
     pub fn truncate(
         &mut self,
         object: u64,
@@ -164,8 +165,11 @@ impl Windows {
         backing: &mut dyn Backing,
         now: u64,
     ) -> Result<Ticket, WindowsError> {
-        let known = self.objects.get(&object).ok_or(WindowsError::UnknownObject(object))?;
+        let known = self.objects.get_mut(&object).ok_or(WindowsError::UnknownObject(object))?;
         let window = known.options.window_size as u64;
+        if known.excluded.iter().any(|r| r.contains(&size) && r.end == crate::layout::LANE) {
+            known.cut = Some(known.cut.map_or(size, |cut| cut.min(size)));
+        }
         let whole = size.div_ceil(window) * window;
         if size < whole
             && let Some(index) = self.slots_in(object, &(size..size + 1)).first().copied()

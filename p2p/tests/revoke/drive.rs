@@ -64,6 +64,41 @@ fn truncation_during_a_move_leaves_zeros() {
     assert_eq!(c.read(last.handle, 0, 8).0, Outcome::NotResident);
 }
 
+/// A truncation ends when everybody has let go of what it cuts off, and the drive is cut after that. Who has read zeros behind the new end
+/// until then reads nothing older, wherever the bytes come from.
+#[test]
+fn what_is_cut_off_does_not_come_back_from_the_drive_before_that_is_cut() {
+    let mut rig = rig();
+    let mut c = rig.client();
+    rig.map_host(&mut c, 7, 4 * W);
+    let (first, last) = (rig.hold(&c, 7, 0, true), rig.hold(&c, 7, 3 * W as u64, true));
+    rig.ensure(&first);
+    rig.ensure(&last);
+    let mut slot = c.slots.take().unwrap();
+    let section = slot.write(&c.control, writing(&last), &c.view).unwrap();
+    let excluded = 0..p2p::layout::LANE;
+    rig.windows.exclude(7, excluded.clone()).unwrap();
+    let cut = rig.windows.truncate(7, 5000, &mut rig.drive, rig.now).unwrap();
+    let (there, zeros) = (4992..5000, vec![0; 8]);
+    assert_eq!(c.read(first.handle, 5000, 8), (Outcome::Copied(Home::Cmb), zeros.clone()));
+    let evicted = rig.windows.evict(&Scope::Window(first.handle.index), &mut rig.drive, rig.now).unwrap();
+    rig.poll();
+    assert!(matches!(rig.windows.progress(evicted), Some(Progress::Done(_))));
+    assert!(matches!(rig.windows.progress(cut), Some(Progress::Pending(_))), "the section holds it up");
+    assert_eq!(rig.ensure(&first), Ensured::Refused(Reason::Revoked));
+    let mut got = vec![1; 16];
+    rig.windows.read_through(7, 4992..5008, &mut got, &mut rig.drive).unwrap();
+    let kept: Vec<u8> = there.map(|at| pattern(7, at)).collect();
+    assert_eq!(got, [kept, zeros].concat(), "read as zeros before");
+    assert_eq!(section.finish(), Finished::Done);
+    rig.finish(cut);
+    // Cut on the drive as well, and longer again.
+    rig.drive.objects.insert(7, vec![5; 4 * W]);
+    rig.windows.readmit(7, &excluded);
+    rig.windows.read_through(7, 4992..5008, &mut got, &mut rig.drive).unwrap();
+    assert_eq!(got, vec![5; 16]);
+}
+
 #[test]
 fn nothing_reaches_the_drive_after_a_truncation_during_a_move() {
     let mut rig = rig();

@@ -194,8 +194,7 @@ impl Connection {
         match self.socket.send(&bytes, &[]) {
             Ok(()) => Ok(()),
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => Ok(()),
-            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Err(ClientError::Gone("")),
-            Err(e) => Err(e.into()),
+            Err(e) => Err(gone_or(e)),
         }
     }
 }
