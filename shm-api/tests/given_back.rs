@@ -1,13 +1,18 @@
-//! A client that asks something of a window and gives it back before it is done: its slot may be another file's window by then.
+//! A client that does not wait for answers: what it asks of a window that it gives back before that is done, for the slot may be another
+//! file's window by then; and what it asks when it has asked too much.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use extent_fs::{Filesystem, FormatOptions, MountOptions, NewInode};
 use nvme_driver::mem::{Access, Mapping};
+use p2p::layout::{SectionKind, SectionState, SectionWord};
 use shm_api::protocol::messages as m;
+use shm_api::protocol::records::WindowRecord;
 use shm_api::protocol::wire::Wire;
-use shm_api::protocol::{Message, Op, VERSION, header};
+use shm_api::protocol::{ErrorCode, Message, Op, VERSION, header, records};
 use shm_api::server::{Server, ServerOptions};
 use shm_api::transport::socket::Socket;
 
@@ -38,9 +43,16 @@ impl Raw {
         self.send(Op::Open, &m::OpenRequest { flags, mode: 0 }, path);
     }
 
-    fn map(&mut self, handle: u64) {
-        let len = WINDOW as u64;
-        self.send(Op::Map, &m::MapRequest { handle, offset: 0, len, flags: m::MAP_WRITE, reserved: 0 }, "");
+    fn map(&mut self, handle: u64, windows: usize) -> u64 {
+        let len = (windows * WINDOW) as u64;
+        self.send(Op::Map, &m::MapRequest { handle, offset: 0, len, flags: m::MAP_WRITE, reserved: 0 }, "")
+    }
+
+    /// The first bytes of a file.
+    fn read(&mut self, handle: u64) -> Vec<u8> {
+        let request = self.send(Op::Read, &m::ReadRequest { handle, offset: 0, len: 16, reserved: 0 }, "");
+        let (reply, _) = self.answer(request);
+        reply.body::<m::ReadReply>().unwrap().1.to_vec()
     }
 
     /// The answer to a request, and what came with it; those before it are passed over.
@@ -67,7 +79,8 @@ fn with_server(before: impl FnOnce(&std::path::Path) -> (Raw, Raw), after: impl 
         fs.write_at(ino, 0, &[byte; WINDOW]).unwrap();
     }
     let dir = tempfile::tempdir().unwrap();
-    let options = ServerOptions { window_size: WINDOW, ..ServerOptions::new(dir.path().join("s")) };
+    let grace = Duration::from_secs(1);
+    let options = ServerOptions { window_size: WINDOW, grace, ..ServerOptions::new(dir.path().join("s")) };
     let server = Server::new(fs, options).unwrap();
     let stop = server.stop_handle();
     let (mine, theirs) = before(&dir.path().join("s"));
@@ -92,7 +105,7 @@ fn prepare(socket: &std::path::Path) -> Raw {
 fn other(socket: &std::path::Path) -> Raw {
     let mut raw = Raw::connect(socket);
     raw.open("/theirs");
-    raw.map(1);
+    raw.map(1, 1);
     raw
 }
 
@@ -114,7 +127,7 @@ fn a_peer_is_mapped_no_others_window() {
         let mut raw = prepare(socket);
         let map = m::PeerMapRequest { peer: PEER, handle: MINE, offset: 0, write: 0, reserved: 0 };
         asked.set(raw.send(Op::PeerMap, &map, ""));
-        raw.map(MINE);
+        raw.map(MINE, 1);
         raw.send(Op::Unmap, &m::UnmapRequest { map: MINE + 1 }, "");
         (raw, other(socket))
     };
@@ -147,7 +160,7 @@ fn a_peer_copies_no_others_bytes() {
         let asked = std::cell::Cell::new(0);
         let before = |socket: &std::path::Path| {
             let mut raw = prepare(socket);
-            raw.map(MINE);
+            raw.map(MINE, 1);
             let len = WINDOW as u64;
             let copy = m::PeerReadRequest { peer: PEER, handle: MINE, offset: 0, local: 0, len };
             asked.set(raw.send(if write { Op::PeerWrite } else { Op::PeerRead }, &copy, ""));
@@ -158,11 +171,51 @@ fn a_peer_copies_no_others_bytes() {
             let memory = local(&raw);
             raw.answer(asked.get());
             assert_ne!(first_byte(&memory), 2, "the peer has read a file that nobody opened for it");
-            let read = m::ReadRequest { handle: 1, offset: 0, len: 16, reserved: 0 };
-            let request = theirs.send(Op::Read, &read, "");
-            let (reply, _) = theirs.answer(request);
-            let (_, bytes) = reply.body::<m::ReadReply>().unwrap();
-            assert_eq!(bytes, [2; 16], "the peer has written to a file that nobody opened for it");
+            assert_eq!(theirs.read(1), [2; 16], "the peer has written to a file that nobody opened for it");
         });
     }
+}
+
+/// A DMA that is refused as one too many does not happen later, when the peer does the next.
+#[test]
+fn what_is_refused_is_not_done() {
+    let nobody = |socket: &std::path::Path| (prepare(socket), Raw::connect(socket));
+    with_server(nobody, |mut raw, _| {
+        let (hello, fds) = raw.answer(1);
+        let (hello, _) = hello.body::<m::HelloReply>().unwrap();
+        let region = fds.into_iter().nth(1).unwrap();
+        let region = Mapping::from_fd(region, 0, hello.slots_len as usize, Access::ReadWrite).unwrap();
+        let memory = local(&raw);
+        memory.write(0, &[7; 64]).unwrap();
+        let request = raw.map(MINE, 2);
+        let (reply, _) = raw.answer(request);
+        let (mapped, tail) = reply.body::<m::MapReply>().unwrap();
+        let windows: Vec<WindowRecord> = records::windows(tail, mapped.count).unwrap();
+        let map = m::PeerMapRequest { peer: PEER, handle: MINE, offset: 0, write: 1, reserved: 0 };
+        let request = raw.send(Op::PeerMap, &map, "");
+        let iova = raw.answer(request).0.body_only::<m::PeerMapReply>().unwrap().iova;
+        let fault = m::FaultRequest { handle: MINE, offset: WINDOW as u64, flags: 0, reserved: 0 };
+        let request = raw.send(Op::Fault, &fault, "");
+        raw.answer(request);
+        // In a section of the second window, which is revoked as often as may be.
+        let section = SectionWord::new(SectionState::Active, SectionKind::Write, windows[1].slot, 1);
+        let slot = region.u64_at(0).unwrap();
+        slot.store(section.word(), Ordering::SeqCst);
+        let revoke =
+            m::RevokeRequest { handle: MINE, offset: WINDOW as u64, len: 0, scope: m::REVOKE_WINDOW, id: 0 };
+        let revoked = (0..64).map(|_| raw.send(Op::Revoke, &revoke, "")).last().unwrap();
+        let dma =
+            |direction, local| m::PeerDmaRequest { peer: PEER, iova, local, len: 64, direction, reserved: 0 };
+        let request = raw.send(Op::PeerDma, &dma(m::DMA_WRITE, 0), "");
+        let refused = raw.answer(request).0.error();
+        assert!(refused.as_ref().is_none_or(|e| e.code == ErrorCode::TooMany), "{refused:?}");
+        slot.store(section.with_state(SectionState::Idle).word(), Ordering::SeqCst);
+        if refused.is_some() {
+            raw.answer(revoked);
+        }
+        let request = raw.send(Op::PeerDma, &dma(m::DMA_READ, 4096), "");
+        assert!(raw.answer(request).0.error().is_none());
+        let expected = if refused.is_some() { 1 } else { 7 };
+        assert_eq!(raw.read(MINE), [expected; 16], "refused: {refused:?}");
+    });
 }

@@ -421,7 +421,10 @@ impl Core {
     pub(super) fn begin(&mut self, session: u32, to: ReplyTo, work: Work) -> Result<(), WireError> {
         let under_way = self.jobs.iter().filter(|job| job.to.is_some_and(|(id, _)| id == session)).count();
         // These have begun already and must be finished in any case; they keep their place, and their sender is the first to be held up.
-        let begun = matches!(work, Work::Truncate { .. } | Work::Layout(_) | Work::LayoutCommit { .. });
+        let begun = matches!(
+            work,
+            Work::Truncate { .. } | Work::Layout(_) | Work::LayoutCommit { .. } | Work::PeerDma(_)
+        );
         if under_way >= MAX_IN_FLIGHT && !begun {
             let text = format!("{MAX_IN_FLIGHT} requests are under way already; wait for their replies");
             return Err(WireError::new(ErrorCode::TooMany, text));
