@@ -4,7 +4,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{Midway, Rig, W, pattern, rig, writing};
+use common::{Midway, Rig, W, in_cmb, pattern, rig, writing};
 use p2p::layout::Home;
 use p2p::peer::{CopyState, EmulatedEngine};
 use p2p::reader::Outcome;
@@ -71,11 +71,7 @@ fn after_a_reset_windows_are_read_anew_and_what_was_dirty_is_counted_as_lost() {
 
 #[test]
 fn a_reset_during_a_move_out_of_the_cmb_publishes_none_of_what_it_left() {
-    let mut rig = rig();
-    let mut c = rig.client();
-    rig.map_host(&mut c, 7, 4 * W);
-    let hold = rig.hold(&c, 7, 0, true);
-    rig.ensure(&hold);
+    let (mut rig, c, hold) = in_cmb();
     let mut slot = c.slots.take().unwrap();
     let mut section = slot.write(&c.control, writing(&hold), &c.view).unwrap();
     section.write(0, b"too late").unwrap();
@@ -147,10 +143,7 @@ fn a_fill_that_a_reset_interrupts_is_not_shown() {
 /// A client stopped in a section keeps the window waiting, and a peer that reads must not go on meanwhile.
 #[test]
 fn a_reading_peer_is_cut_off_at_once_even_while_a_writer_is_waited_for() {
-    let mut rig = rig();
-    let c = rig.client();
-    let hold = rig.hold(&c, 7, 0, true);
-    rig.ensure(&hold);
+    let (mut rig, c, hold) = in_cmb();
     let engine = EmulatedEngine::new("dma0", W).unwrap();
     let peer = rig.windows.register_peer(Box::new(engine.clone()));
     let path = rig.windows.map_peer(peer, hold.handle.index, false, &mut rig.drive, 0).unwrap();
@@ -170,10 +163,7 @@ fn a_reading_peer_is_cut_off_at_once_even_while_a_writer_is_waited_for() {
 /// Whoever commits next is told, and does not have to wait for anybody who is still in a section there.
 #[test]
 fn what_was_lost_is_told_while_a_writer_is_still_waited_for() {
-    let mut rig = rig();
-    let c = rig.client();
-    let hold = rig.hold(&c, 7, 0, true);
-    rig.ensure(&hold);
+    let (mut rig, c, hold) = in_cmb();
     let (mut a, mut b) = (c.slots.take().unwrap(), c.slots.take().unwrap());
     let mut s = a.write(&c.control, writing(&hold), &c.view).unwrap();
     s.write(0, b"lost").unwrap();
@@ -199,10 +189,7 @@ fn what_was_lost_is_told_while_a_writer_is_still_waited_for() {
 /// What a peer writes after a reset is lost like what it wrote before, and its commits are not to be acknowledged.
 #[test]
 fn a_writing_peer_is_cut_off_at_once_and_told_once() {
-    let mut rig = rig();
-    let c = rig.client();
-    let hold = rig.hold(&c, 7, 0, true);
-    rig.ensure(&hold);
+    let (mut rig, c, hold) = in_cmb();
     let engine = EmulatedEngine::new("dma0", W).unwrap();
     let peer = rig.windows.register_peer(Box::new(engine.clone()));
     let path = rig.windows.map_peer(peer, hold.handle.index, true, &mut rig.drive, 0).unwrap();
@@ -226,10 +213,7 @@ fn a_writing_peer_is_cut_off_at_once_and_told_once() {
 /// Its own mapping is there still when it asks, and shows what the reset left.
 #[test]
 fn a_peer_that_asks_again_after_a_reset_is_not_shown_what_it_left() {
-    let mut rig = rig();
-    let c = rig.client();
-    let hold = rig.hold(&c, 7, 0, true);
-    rig.ensure(&hold);
+    let (mut rig, _c, hold) = in_cmb();
     let engine = EmulatedEngine::new("dma0", W).unwrap();
     let peer = rig.windows.register_peer(Box::new(engine.clone()));
     for round in 0..3 {

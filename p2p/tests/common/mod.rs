@@ -14,7 +14,7 @@ use p2p::region::{Region, RegionKind, View};
 use p2p::windows::{
     ClientId, Config, Ensured, Hold, ObjectOptions, Progress, Report, ResetSignal, Ticket, Want, Windows,
 };
-use p2p::writer::{Slots, WriteHandle};
+use p2p::writer::{Finished, Slots, WriteHandle};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
@@ -246,6 +246,16 @@ pub fn rig() -> Rig {
     rig
 }
 
+/// The same, the object's first window in the CMB, and a client that holds it for writing and has the object's host cache mapped.
+pub fn in_cmb() -> (Rig, Client, Hold) {
+    let mut rig = rig();
+    let mut client = rig.client();
+    rig.map_host(&mut client, 7, 4 * W);
+    let hold = rig.hold(&client, 7, 0, true);
+    rig.ensure(&hold);
+    (rig, client, hold)
+}
+
 impl Rig {
     pub fn new(cmb_bytes: usize, config: Config) -> Self {
         let memory = CmbMemory {
@@ -352,6 +362,14 @@ impl Client {
     pub fn read(&self, window: WindowHandle, offset: usize, len: usize) -> (Outcome, Vec<u8>) {
         let mut bytes = vec![0; len];
         (self.control.read(window, &self.view, offset, &mut bytes), bytes)
+    }
+
+    /// Stores bytes at `offset` of a window, in a section of their own.
+    pub fn write(&self, hold: &Hold, offset: usize, bytes: &[u8]) {
+        let mut slot = self.slots.take().unwrap();
+        let mut section = slot.write(&self.control, writing(hold), &self.view).unwrap();
+        section.write(offset, bytes).unwrap();
+        assert_eq!(section.finish(), Finished::Done);
     }
 }
 

@@ -3,15 +3,11 @@
 use p2p::windows::Scope;
 use p2p::writer::{Finished, Returned};
 
-use crate::common::{W, pattern, rig, writing};
+use crate::common::{W, in_cmb, pattern, rig, writing};
 
 #[test]
 fn a_borrow_becomes_a_snapshot_and_its_pages_wait() {
-    let mut rig = rig();
-    let mut c = rig.client();
-    rig.map_host(&mut c, 7, 4 * W);
-    let hold = rig.hold(&c, 7, 0, true);
-    rig.ensure(&hold);
+    let (mut rig, c, hold) = in_cmb();
     let (mut a, mut b) = (c.slots.take().unwrap(), c.slots.take().unwrap());
     let borrow = a.borrow(&c.control, hold.handle, &c.view).unwrap();
     assert!(borrow.is_current());

@@ -5,7 +5,7 @@ use p2p::reader::Outcome;
 use p2p::windows::Scope;
 use p2p::writer::{Finished, NotEntered};
 
-use crate::common::{W, rig, writing};
+use crate::common::{W, in_cmb, rig, writing};
 
 #[test]
 fn a_dead_clients_pages_come_back_and_its_last_stores_count() {
@@ -62,11 +62,7 @@ fn a_dead_quarantined_client_gives_its_pages_back() {
 
 #[test]
 fn a_dead_server_is_noticed_after_the_copy() {
-    let mut rig = rig();
-    let mut c = rig.client();
-    rig.map_host(&mut c, 7, 4 * W);
-    let hold = rig.hold(&c, 7, 0, true);
-    rig.ensure(&hold);
+    let (rig, c, hold) = in_cmb();
     assert_eq!(c.read(hold.handle, 0, 8).0, Outcome::Copied(Home::Cmb));
     drop(rig);
     assert_eq!(c.read(hold.handle, 0, 8).0, Outcome::ServerGone);

@@ -7,19 +7,12 @@ use p2p::refusal::Refusals;
 use p2p::windows::{Ensured, Progress, Scope};
 use p2p::writer::Finished;
 
-use crate::common::{W, pattern, rig, writing};
+use crate::common::{W, in_cmb, pattern, rig, writing};
 
 #[test]
 fn a_window_whose_bytes_cannot_be_saved_stays_where_it_is() {
-    let mut rig = rig();
-    let mut c = rig.client();
-    rig.map_host(&mut c, 7, 4 * W);
-    let hold = rig.hold(&c, 7, 0, true);
-    rig.ensure(&hold);
-    let mut slot = c.slots.take().unwrap();
-    let mut s = slot.write(&c.control, writing(&hold), &c.view).unwrap();
-    s.write(0, b"precious").unwrap();
-    assert_eq!(s.finish(), Finished::Done);
+    let (mut rig, c, hold) = in_cmb();
+    c.write(&hold, 0, b"precious");
     rig.drive.fail_writes = true;
     let evicted = rig.windows.evict(&Scope::Object(7), &mut rig.drive, rig.now).unwrap();
     assert_eq!(rig.finish(evicted).failed.len(), 1);
@@ -101,11 +94,7 @@ fn what_is_cut_off_does_not_come_back_from_the_drive_before_that_is_cut() {
 
 #[test]
 fn nothing_reaches_the_drive_after_a_truncation_during_a_move() {
-    let mut rig = rig();
-    let mut c = rig.client();
-    rig.map_host(&mut c, 7, 4 * W);
-    let hold = rig.hold(&c, 7, 0, true);
-    rig.ensure(&hold);
+    let (mut rig, c, hold) = in_cmb();
     let mut slot = c.slots.take().unwrap();
     let mut section = slot.write(&c.control, writing(&hold), &c.view).unwrap();
     let evicted = rig.windows.evict(&Scope::Window(hold.handle.index), &mut rig.drive, 0).unwrap();
@@ -123,14 +112,8 @@ fn nothing_reaches_the_drive_after_a_truncation_during_a_move() {
 /// The same when all windows are revoked at once: nobody is kept out of it for as long as the drive fails.
 #[test]
 fn a_window_that_does_not_follow_a_mass_revocation_is_open_where_it_is() {
-    let mut rig = rig();
-    let c = rig.client();
-    let hold = rig.hold(&c, 7, 0, true);
-    rig.ensure(&hold);
-    let mut slot = c.slots.take().unwrap();
-    let mut s = slot.write(&c.control, writing(&hold), &c.view).unwrap();
-    s.write(0, b"precious").unwrap();
-    assert_eq!(s.finish(), Finished::Done);
+    let (mut rig, c, hold) = in_cmb();
+    c.write(&hold, 0, b"precious");
     rig.drive.fail_writes = true;
     rig.windows.set_refusals(Refusals::new(1, 1000));
     let ticket = rig.windows.revoke(&Scope::Everything, &mut rig.drive, rig.now).unwrap();

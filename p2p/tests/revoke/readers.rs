@@ -6,7 +6,7 @@ use p2p::reader::Outcome;
 use p2p::windows::{Config, Ensured, ObjectOptions, Placement, Scope, Want};
 use p2p::writer::{Finished, NotEntered};
 
-use crate::common::{Rig, W, config, pattern, rig, writing};
+use crate::common::{Rig, W, config, in_cmb, pattern, rig, writing};
 
 #[test]
 fn readers_carry_on_from_the_host_cache_and_go_back() {
@@ -81,11 +81,7 @@ fn when_no_memory_takes_it_the_bytes_are_still_served() {
 
 #[test]
 fn every_byte_is_counted_by_the_path_it_took() {
-    let mut rig = rig();
-    let mut c = rig.client();
-    rig.map_host(&mut c, 7, 4 * W);
-    let hold = rig.hold(&c, 7, 0, true);
-    rig.ensure(&hold);
+    let (mut rig, c, hold) = in_cmb();
     assert_eq!(rig.windows.counters().get(Path::Cmb, Reason::Policy).bytes, W as u64);
     let mut slot = c.slots.take().unwrap();
     let mut s = slot.write(&c.control, writing(&hold), &c.view).unwrap();

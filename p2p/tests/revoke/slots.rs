@@ -5,7 +5,7 @@ use p2p::reader::Outcome;
 use p2p::windows::{Config, Scope};
 use p2p::writer::Finished;
 
-use crate::common::{Rig, W, config, rig, writing};
+use crate::common::{Rig, W, config, in_cmb, writing};
 
 #[test]
 fn a_slot_is_reused_with_a_new_incarnation() {
@@ -28,10 +28,7 @@ fn a_slot_is_reused_with_a_new_incarnation() {
 
 #[test]
 fn a_hold_is_not_given_back_from_inside_a_section() {
-    let mut rig = rig();
-    let c = rig.client();
-    let hold = rig.hold(&c, 7, 0, true);
-    rig.ensure(&hold);
+    let (mut rig, c, hold) = in_cmb();
     let mut slot = c.slots.take().unwrap();
     let section = slot.write(&c.control, writing(&hold), &c.view).unwrap();
     assert!(rig.windows.release(c.id, hold.handle.index).is_err());

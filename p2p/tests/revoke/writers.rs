@@ -6,15 +6,11 @@ use p2p::reader::Outcome;
 use p2p::windows::{Ensured, Progress, Scope, Want};
 use p2p::writer::{Finished, NotEntered};
 
-use crate::common::{GRACE, Midway, Rig, W, Way, config, rig, writing};
+use crate::common::{GRACE, Midway, Rig, W, Way, config, in_cmb, rig, writing};
 
 #[test]
 fn a_write_section_is_waited_for_and_its_bytes_move_along() {
-    let mut rig = rig();
-    let mut c = rig.client();
-    rig.map_host(&mut c, 7, 4 * W);
-    let hold = rig.hold(&c, 7, 0, true);
-    rig.ensure(&hold);
+    let (mut rig, c, hold) = in_cmb();
     let mut slot = c.slots.take().unwrap();
     let mut other = c.slots.take().unwrap();
     let mut section = slot.write(&c.control, writing(&hold), &c.view).unwrap();
@@ -69,10 +65,7 @@ fn a_silent_writer_is_fenced_and_its_pages_are_quarantined() {
     assert_eq!(at.len(), 7, "one of eight is in quarantine");
     assert!(!at.contains(&kept.at));
     // P3: others write on.
-    let mut theirs = c.slots.take().unwrap();
-    let mut s = theirs.write(&c.control, writing(&reading), &c.view).unwrap();
-    s.write(4096, b"others go on").unwrap();
-    assert_eq!(s.finish(), Finished::Done);
+    c.write(&reading, 4096, b"others go on");
     // While someone silent has old pages of it, the window stays out of the CMB.
     rig.windows.promote(hold.handle.index, &mut rig.drive, rig.now);
     assert_eq!(rig.windows.status(hold.handle.index).unwrap().home, Home::Host);
