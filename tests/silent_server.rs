@@ -1,10 +1,12 @@
 //! A server that is stopped, or hung: whoever wants something of it is told, in time. One that works for long is waited for.
 #![allow(clippy::unwrap_used, reason = "test helpers: a step that fails is a test that fails")]
 
+use std::io::{BufRead, BufReader, Write};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use cmbfs::{Client, ClientError, OpenMode};
-use cmbfs_tests::{Lab, Server, pattern};
+use cmbfs_tests::{Lab, Server, pattern, skip};
 use rustix::process::{Pid, Signal, kill_process};
 
 const DRIVE: &str = "emu:disk.img?cmb=4M&size=64M";
@@ -56,6 +58,48 @@ fn every_command_gives_a_stopped_server_up_and_says_what_is_wrong() {
     send(&server, Signal::CONT);
     assert_eq!(lab.ok(&["ls", "--socket", "s", "/"]), b"f\n");
     assert_eq!(server.stop(), Some(0));
+}
+
+#[test]
+fn the_python_client_gives_a_stopped_server_up_too() {
+    const SCRIPT: &str = "
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from cmbfs_client import Client
+client = Client('s', timeout=1)
+client.list('/')
+print('ready', flush=True)
+sys.stdin.readline()
+for attempt in (lambda: client.list('/'), lambda: Client('s', timeout=1)):
+    began = time.monotonic()
+    try:
+        attempt()
+        sys.exit('it was answered')
+    except TimeoutError as error:
+        assert 'has not answered for 1 s' in str(error), error
+        assert 0.9 < time.monotonic() - began < 15
+print('silent', flush=True)
+sys.stdin.readline()
+assert [name for name, size in client.list('/')] == ['f'], 'late answers are not those to later questions'
+";
+    let lab = prepared();
+    let server = lab.serve(DRIVE, "s", &[]);
+    let client = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("shm-api/python");
+    let mut python = std::process::Command::new("python3");
+    python.args(["-c", SCRIPT]).arg(client).current_dir(lab.dir());
+    let spawned = python.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn();
+    let Ok(mut python) = spawned else {
+        return skip("the_python_client_gives_a_stopped_server_up_too", "no python3");
+    };
+    let mut to = python.stdin.take().unwrap();
+    let mut from = BufReader::new(python.stdout.take().unwrap()).lines();
+    assert_eq!(from.next().unwrap().unwrap(), "ready");
+    send(&server, Signal::STOP);
+    to.write_all(b"\n").unwrap();
+    assert_eq!(from.next().unwrap().unwrap(), "silent");
+    send(&server, Signal::CONT);
+    to.write_all(b"\n").unwrap();
+    assert!(python.wait().unwrap().success());
 }
 
 #[test]

@@ -20,7 +20,7 @@ import struct
 import sys
 
 MAGIC, VERSION, REPLY, MAX_MESSAGE = 0x46424D43, 1, 0x8000, 32768
-HELLO, OPEN, CLOSE, STAT, LIST, MAP, UNMAP, FAULT, MEMORY = 1, 16, 17, 18, 20, 32, 33, 35, 45
+HELLO, INFO, OPEN, CLOSE, STAT, LIST, MAP, UNMAP, FAULT, MEMORY = 1, 2, 16, 17, 18, 20, 32, 33, 35, 45
 MEMORY_PMR, MEMORY_SHARED = 1, 3
 ORDINARY = (1 << 64) - 1
 LAYOUT_MAP, LAYOUT_COMMIT, LAYOUT_RELEASE, LAYOUT_RECALLS = 64, 66, 67, 68
@@ -43,12 +43,24 @@ class ServerGone(ConnectionError):
 
 
 class Client:
-    """A connection to a server. One thread at a time."""
+    """A connection to a server. One thread at a time.
 
-    def __init__(self, path):
+    A server that is silent for `timeout` seconds is given up with a TimeoutError. One that works on something for longer is waited for, since it
+    answers meanwhile.
+    """
+
+    def __init__(self, path, timeout=30.0):
         self._requests = 0
+        self._timeout = timeout
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._socket.connect(path)
+        # A connection counts as sending. Half the time for an answer: then the server is asked whether it lives.
+        for option, seconds in ((socket.SO_SNDTIMEO, timeout), (socket.SO_RCVTIMEO, timeout / 2)):
+            whole, part = divmod(max(seconds, 0.001), 1)
+            self._socket.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(whole), int(part * 1e6)))
+        try:
+            self._socket.connect(path)
+        except BlockingIOError:
+            raise TimeoutError(f"the server on {path} takes no clients: it is stopped or hung") from None
         body, fds = self._call(HELLO, struct.pack("<HHI", VERSION, VERSION, 0))
         (control_len, _slots, ring_len, cmb_len, cmb_offset, self.uuid, _version, _, self.cmb_reason,
          self.uid, self.number) = struct.unpack_from("<5Q16sHHIII", body)
@@ -66,12 +78,9 @@ class Client:
 
     def _call(self, op, body=b"", tail=b""):
         self._requests += 1
-        length = HEADER.size + len(body) + len(tail)
-        header = HEADER.pack(MAGIC, VERSION, op, self._requests, length, 0, 0, 0)
-        self._socket.sendall(header + body + tail)
+        self._send(op, self._requests, body + tail)
         while True:
-            room = socket.CMSG_SPACE(8 * array.array("i").itemsize)
-            data, control, _flags, _ = self._socket.recvmsg(MAX_MESSAGE, room, socket.MSG_CMSG_CLOEXEC)
+            data, control = self._receive()
             fds = array.array("i")
             for level, kind, rights in control:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -89,6 +98,25 @@ class Client:
             if count != len(fds):
                 raise ServerGone("descriptors are missing")
             return data[HEADER.size:], list(fds)
+
+    def _send(self, op, request, payload=b""):
+        header = HEADER.pack(MAGIC, VERSION, op, request, HEADER.size + len(payload), 0, 0, 0)
+        try:
+            self._socket.sendall(header + payload)
+        except BlockingIOError:
+            raise TimeoutError(f"the server has read nothing for {self._timeout:g} s") from None
+
+    def _receive(self):
+        """The next message and what came with it."""
+        room = socket.CMSG_SPACE(8 * array.array("i").itemsize)
+        for is_last in (False, True):
+            try:
+                return self._socket.recvmsg(MAX_MESSAGE, room, socket.MSG_CMSG_CLOEXEC)[:2]
+            except BlockingIOError:
+                if not is_last:
+                    # By a number of its own: the answer is for nobody.
+                    self._send(INFO, 1 << 63)
+        raise TimeoutError(f"the server has not answered for {self._timeout:g} s: it is stopped or hung")
 
     @property
     def server_alive(self):

@@ -20,6 +20,7 @@ use super::units::Bytes;
 ///
 /// A drive with a Persistent Memory Region has it enabled, for clients to open.
 /// Prints one line that starts with "serving" once clients can connect. Ends with everything written back and durable.
+/// Begins by removing what killed puts and copies left unfinished: files named as .NAME.put-1a2b-345, which nobody else should be.
 #[derive(Args, Debug)]
 #[command(
     after_help = "Examples:\n  cmbfs serve 'emu:disk.img?cmb=64M' --socket /tmp/cmbfs.sock\n  cmbfs serve pci:0000:01:00.0 --socket /run/cmbfs.sock --window 64K --host-cache 4G"
