@@ -160,6 +160,29 @@ fn files_make_room_for_raw_memory_that_is_revoked() {
     assert_eq!(c.read(hold.handle, 0, 3), (Outcome::Copied(Home::Host), b"raw".to_vec()));
 }
 
+/// A window so large that the room made when it was placed is not all that it needs.
+#[test]
+fn files_make_room_again_for_a_large_window_that_leaves() {
+    const LARGE: usize = 32 * W;
+    let mut rig = Rig::new(LARGE, Config { host_limit: 2 * LARGE as u64, ..config() });
+    let large = ObjectOptions { window_size: LARGE, ..ObjectOptions::default() };
+    rig.windows.add_raw(RAW, LARGE as u64, large).unwrap();
+    let mut c = rig.client();
+    rig.map_host(&mut c, RAW, LARGE);
+    rig.object(7, 2 * LARGE, W);
+    for n in 0..64 {
+        let file = rig.hold(&c, 7, n * W as u64, true);
+        rig.ensure_want(&file, Want::Host);
+    }
+    let hold = rig.hold(&c, RAW, 0, true);
+    rig.ensure_want(&hold, Want::Cmb);
+    write(&c, &hold, b"raw");
+    assert!(rig.windows.host_bytes().0 > LARGE as u64, "room enough already");
+    let ticket = rig.windows.revoke(&Scope::Everything, &mut rig.drive, rig.now).unwrap();
+    assert_eq!(rig.finish(ticket).failed, Vec::<String>::new());
+    assert_eq!(c.read(hold.handle, 0, 3), (Outcome::Copied(Home::Host), b"raw".to_vec()));
+}
+
 /// A revocation of everything that cannot move it says so, and does not close it for ever.
 #[test]
 fn raw_memory_that_cannot_be_moved_is_open_where_it_stays() {

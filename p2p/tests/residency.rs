@@ -343,3 +343,97 @@ fn a_small_cmb_before_a_full_host_cache_costs_no_reads_of_the_drive() {
     println!("seed {seed:#x}: {with} reads with a CMB, {without} without");
     assert!(with <= without, "seed {seed:#x}: {with} reads with a CMB, {without} without");
 }
+
+/// Everything that could fill a small host cache at once, at random: raw memory in it and in the CMB, windows of the CMB that may be
+/// dirty, and a file that may live in the host cache only. Its writers find a place each time. Then the CMB is taken back from a drive
+/// that takes no writes: all raw memory gets out of it, and of what is dirty what finds a place. With the drive back the rest follows, and
+/// no byte is another's or an older one.
+#[test]
+fn raw_memory_and_what_is_dirty_leave_room_for_a_writer_and_have_room_themselves() {
+    for seed in seed(40)..seed(40) + 40 {
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
+        let mut below = |n: usize| (rng.next_u64() % n as u64) as usize;
+        let limit = 2 + below(15);
+        let cmb = 1 + below(16);
+        let raw = below(limit / 2 + 1);
+        // In pages: a limit need not be whole windows.
+        let host_limit = (limit * W + below(4) * 4096) as u64;
+        // Nothing goes to the drive that does not have to.
+        let mut rig = Rig::new(cmb * W, Config { host_limit, write_back: None, ..config() });
+        const RAW: u64 = 1 << 63;
+        let options = |placement| ObjectOptions { window_size: W, placement };
+        rig.windows.add_raw(RAW, (raw * W) as u64, options(Placement::Auto)).unwrap();
+        rig.object(7, cmb * W, W);
+        rig.object(8, 24 * W, W);
+        rig.windows.add_object(8, options(Placement::HostOnly)).unwrap();
+        // One for each object: a client of the rig has one host-cache file mapped.
+        let clients = [(RAW, raw.max(1)), (7, cmb), (8, 24)].map(|(object, windows)| {
+            let mut c = rig.client();
+            rig.map_host(&mut c, object, windows * W);
+            (object, c)
+        });
+        let of = |object: u64| &clients.iter().find(|(o, _)| *o == object).unwrap().1;
+        let mut model: std::collections::BTreeMap<(u64, usize), (Hold, u8)> =
+            std::collections::BTreeMap::new();
+        for step in 0..120 {
+            let (object, n) = match below(4) {
+                0 if raw > 0 => (RAW, below(raw)),
+                1 => (7, below(cmb)),
+                _ => (8, below(24)),
+            };
+            let (hold, _) = *model
+                .entry((object, n))
+                .or_insert_with(|| (rig.hold(of(object), object, (n * W) as u64, true), 0));
+            let placed = rig.ensure(&hold);
+            assert!(
+                matches!(placed, Ensured::Ready(..)),
+                "SEED={seed} step {step}: {object} {n}: {placed:?}"
+            );
+            let byte = 1 + below(255) as u8;
+            write(of(object), &hold, 0, &[byte; 8]);
+            model.insert((object, n), (hold, byte));
+            if below(8) == 0 {
+                rig.windows.promote(hold.handle.index, &mut rig.drive, rig.now);
+            }
+        }
+        rig.drive.fail_writes = true;
+        let report = rig.revoke(&Scope::Object(RAW));
+        assert_eq!(report.failed.len(), 0, "SEED={seed}: raw memory has a place: {report:?}");
+        rig.revoke(&Scope::Object(7));
+        rig.drive.fail_writes = false;
+        let report = rig.revoke(&Scope::Everything);
+        assert_eq!(report.failed.len(), 0, "SEED={seed}: {report:?}");
+        for ((object, n), (hold, byte)) in &model {
+            rig.ensure(hold);
+            let (outcome, got) = of(*object).read(hold.handle, 0, 8);
+            assert!(matches!(outcome, Outcome::Copied(_)), "SEED={seed}: {outcome:?}");
+            assert_eq!(got, [*byte; 8], "SEED={seed}: object {object} window {n}");
+        }
+    }
+}
+
+/// While more may be dirty in the CMB than the host cache has room for, the drive has it sooner.
+#[test]
+fn what_may_find_no_place_is_written_back_sooner() {
+    let wb = WriteBack { after: 8000, rate: 1 << 40 };
+    for (held, sooner) in [(4, false), (5, true)] {
+        let host_limit = 8 * W as u64;
+        let mut rig = Rig::new(8 * W, Config { host_limit, write_back: Some(wb), ..config() });
+        rig.object(7, 8 * W, W);
+        let c = rig.client();
+        let holds: Vec<_> = (0..held).map(|n| rig.hold(&c, 7, n * W as u64, true)).collect();
+        for h in &holds {
+            rig.ensure(h);
+            write(&c, h, 0, b"dirty");
+        }
+        let background = |rig: &Rig| rig.windows.counters().get(Path::Cmb, Reason::Background).bytes;
+        let mut now = 0;
+        while background(&rig) == 0 {
+            now += 500;
+            rig.windows.poll(&mut rig.drive, now);
+            assert!(now < 20_000, "never written back");
+        }
+        assert_eq!(now <= wb.after / 2, sooner, "{held} windows of 8: written at {now}");
+        assert!(now >= wb.after / 4, "too young at {now}");
+    }
+}

@@ -82,3 +82,44 @@ fn a_host_cache_without_room_for_writers_is_not_served() {
         }
     }
 }
+
+/// Raw memory has half of the smallest host cache there may be, and all of the CMB may be dirty: writers have the other half, in turns.
+#[test]
+fn raw_memory_and_a_dirty_cmb_leave_room_for_writers() {
+    let setup = Setup { url: "emu:ram?size=16M&cmb=1M", ..SMALL };
+    let serving = Serving::start_with(setup, |options| ServerOptions { host_cache: 2 * WINDOW, ..options });
+    let client = serving.client();
+    let raw = client.allocate(WINDOW).unwrap();
+    let raw = raw.map(0, WINDOW).unwrap();
+    raw.write(0, b"raw").unwrap();
+    // Out of the CMB it has its half; in it that is kept.
+    for whole in ["", "revoked"] {
+        if !whole.is_empty() {
+            client.revoke_all().unwrap();
+        }
+        let dirty = client.open("/dirty", OpenMode::create()).unwrap();
+        let dirty = dirty.map(0, 16 * WINDOW).unwrap();
+        for n in 0..16 {
+            dirty.write(n * WINDOW, b"dirty").unwrap();
+        }
+        client.open("/host", OpenMode::create()).unwrap();
+        client.set_placement("/host", Some(shm_api::Placement::Host)).unwrap();
+        let host = client.open("/host", OpenMode::create()).unwrap();
+        let mapped = host.map(0, 8 * WINDOW).unwrap();
+        for n in 0..8 {
+            mapped.write(n * WINDOW, &n.to_le_bytes()).unwrap();
+        }
+        for n in 0..8 {
+            let mut got = [0; 8];
+            mapped.read(n * WINDOW, &mut got).unwrap();
+            assert_eq!(u64::from_le_bytes(got), n, "{whole}");
+        }
+        let mut got = [0; 5];
+        for n in 0..16 {
+            dirty.read(n * WINDOW, &mut got).unwrap();
+            assert_eq!(&got, b"dirty", "{whole}");
+        }
+        raw.read(0, &mut got[..3]).unwrap();
+        assert_eq!(&got[..3], b"raw");
+    }
+}

@@ -8,6 +8,8 @@ use crate::layout::Home;
 
 /// Windows that one poll looks at.
 const SWEEP: usize = 256;
+/// So much sooner a window of the CMB is written back while the host cache has no room for all that may be dirty there.
+const SOONER: u64 = 4;
 /// Bytes that one poll writes at most: bounds how long it keeps the server.
 const BURST: u64 = 1 << 20;
 
@@ -67,7 +69,7 @@ impl Windows {
                 return false;
             }
             self.pace.left = self.windows.len() as u32;
-            self.pace.next = now.saturating_add((wb.after / 2).max(1));
+            self.pace.next = now.saturating_add((self.patience(wb) / 2).max(1));
             self.pace.dirty = false;
         }
         let earned = u128::from(wb.rate) * u128::from(now.saturating_sub(self.pace.filled)) / 1_000_000_000;
@@ -88,6 +90,11 @@ impl Windows {
         worked
     }
 
+    /// How long a window of the CMB is left dirty.
+    fn patience(&self, wb: WriteBack) -> u64 {
+        if self.is_short_of_room() { wb.after / SOONER } else { wb.after }
+    }
+
     /// Writes some of a window back if it has been dirty for long enough.
     fn write_back_aged(&mut self, index: u32, wb: WriteBack, backing: &mut dyn Backing, now: u64) -> bool {
         // A window that moves is seen to by its move. What a peer may write counts as dirty always: written on commit only.
@@ -103,9 +110,11 @@ impl Windows {
             w.dirty_since = None;
             return false;
         }
-        let since = *w.dirty_since.get_or_insert(now);
+        let (since, home) = (*w.dirty_since.get_or_insert(now), w.home);
         self.pace.dirty = true;
-        if now.saturating_sub(since) < wb.after {
+        // What may find no place in the host cache is better on the drive before it is asked to leave.
+        let after = if home == Home::Cmb { self.patience(wb) } else { wb.after };
+        if now.saturating_sub(since) < after {
             return false;
         }
         let pages = (self.pace.credit / 4096) as usize;

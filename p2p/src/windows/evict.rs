@@ -64,7 +64,8 @@ impl Windows {
     /// but when it comes by again.
     pub(super) fn is_worth_host_room(&mut self, index: u32, why: Reason) -> bool {
         let Some(w) = self.window(index) else { return false };
-        let (key, full) = (w.key(), self.host_in_use() + w.len as u64 > self.host_limit);
+        let in_use = self.host_in_use() + self.kept_for_raw(index);
+        let (key, full) = (w.key(), in_use + w.len as u64 > self.host_limit);
         let goes_there = w.spare.is_none()
             && !w.holders.is_empty()
             && self.placement_of(index) != Some(Placement::CmbOnly);

@@ -160,9 +160,11 @@ pub struct Windows {
     pace: background::Pace,
     /// Holds that may write.
     writable_holds: usize,
-    /// Bytes of windows in the CMB that may be dirty: the host cache keeps room for them.
+    /// Bytes of windows of files in the CMB that may be dirty: the host cache keeps room for them.
     may_be_dirty: u64,
     raw_bytes: u64,
+    /// Those of raw memory that are in the CMB: for them, too.
+    raw_in_cmb: u64,
     read_ahead: u32,
     /// Windows to be read ahead, and where to.
     ahead: VecDeque<(u32, Want)>,
@@ -233,6 +235,7 @@ impl Windows {
             writable_holds: 0,
             may_be_dirty: 0,
             raw_bytes: 0,
+            raw_in_cmb: 0,
             read_ahead: config.read_ahead,
             ahead: VecDeque::new(),
             refusals: config.refusals,

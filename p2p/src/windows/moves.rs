@@ -134,7 +134,7 @@ impl Windows {
         self.harvest(index);
         // Raw memory has no other place: those that have one give way.
         if request.to == Home::Host && (raw || self.is_worth_host_room(index, request.reason)) {
-            self.make_host_room(index, 0, backing, now);
+            self.make_host_room(index, self.kept_for_raw(index), backing, now);
         }
         let (to, dest, stale) = self.destination(index, &request);
         if from == to {

@@ -158,6 +158,10 @@ impl Windows {
             }
             Err(why) => return Err(Ok(why)),
         };
+        if self.has_nothing_behind(index) {
+            // It is to have a place when it has to leave, whatever the drive does then.
+            self.make_host_room(index, self.raw_in_cmb, backing, now);
+        }
         if self.refusals.refuse(Point::Fill) {
             self.unplaced(index, Home::Cmb, at, Vec::new());
             return Err(Ok(Reason::Injected));
@@ -178,7 +182,10 @@ impl Windows {
         backing: &mut dyn Backing,
         now: u64,
     ) -> Result<(), Result<Reason, WindowsError>> {
-        let keep = self.kept_for_dirty();
+        let Some(len) = self.window(index).map(|w| w.len as u64) else {
+            return Err(Err(WindowsError::UnknownWindow(index)));
+        };
+        let keep = self.kept_for_cmb(len);
         let at = match self.take_host(index, keep) {
             Ok(at) => at,
             Err(Reason::HostFull) => {

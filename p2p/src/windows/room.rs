@@ -62,8 +62,13 @@ impl Windows {
 
     /// The same for a window that leaves the CMB: its spare, if it has one, and which pages of that are stale; else new pages.
     pub(super) fn take_host_again(&mut self, index: u32) -> Result<(u64, Option<PageSet>), Reason> {
-        if self.window(index).is_none_or(|w| w.spare.is_none()) {
-            return self.take_host(index, 0).map(|at| (at, None));
+        let keep = self.kept_for_raw(index);
+        let Some(w) = self.window(index) else { return Err(Reason::Policy) };
+        if w.spare.is_none() {
+            return self.take_host(index, keep).map(|at| (at, None));
+        }
+        if self.host_in_use() + w.len as u64 + keep > self.host_limit {
+            return Err(Reason::HostFull);
         }
         if self.refusals.refuse(Point::HostPlace) {
             return Err(Reason::Injected);
@@ -71,23 +76,47 @@ impl Windows {
         self.take_spare(index).map(|(at, stale)| (at, Some(stale))).ok_or(Reason::Policy)
     }
 
-    /// Bytes of the host cache that fills leave free: for dirty windows of the CMB, should it be taken back. Half of the cache at most.
-    pub(super) fn kept_for_dirty(&self) -> u64 {
-        self.may_be_dirty.min(self.host_limit / 2)
+    /// Bytes of the host cache that the fill of one window of `len` bytes leaves free, should the CMB be taken back: for all raw memory
+    /// there, and for what may be dirty there. That has half at most of what is not raw memory's, for raw memory cannot give way; and
+    /// never the last window's worth, so that there is a place for a writer.
+    pub(super) fn kept_for_cmb(&self, len: u64) -> u64 {
+        let dirty = self.may_be_dirty.min(self.room_for_dirty()).min(self.evictable().saturating_sub(len));
+        self.raw_in_cmb + dirty
     }
 
-    /// Keeps the sum of [`Windows::may_be_dirty`], after anything that matters to it has changed.
+    /// Bytes of the host cache that a window of a file leaves free when it leaves the CMB.
+    pub(super) fn kept_for_raw(&self, index: u32) -> u64 {
+        if self.has_nothing_behind(index) { 0 } else { self.raw_in_cmb }
+    }
+
+    /// Bytes of the host cache that are not raw memory's, were all of that there.
+    fn evictable(&self) -> u64 {
+        self.host_limit.saturating_sub(self.raw_bytes)
+    }
+
+    fn room_for_dirty(&self) -> u64 {
+        self.evictable() / 2
+    }
+
+    /// Whether more may be dirty in the CMB than the host cache keeps room for: the rest would leave by way of the drive.
+    pub(super) fn is_short_of_room(&self) -> bool {
+        self.may_be_dirty > self.room_for_dirty()
+    }
+
+    /// Keeps the sums of what the host cache keeps room for, after anything that matters to them has changed.
     pub(super) fn count_dirty(&mut self, index: u32) {
         let by_peers = self.peers.has_writers(index);
         // What is in device memory of its own can go nowhere and loses nothing.
         let in_cmb = self.window(index).is_some_and(|w| self.in_cmb(w));
+        let raw = self.has_nothing_behind(index);
         let Some(w) = self.windows.get_mut(index as usize).and_then(Option::as_deref_mut) else { return };
         let by_clients = w.holders.iter().any(|h| h.dirty_word.is_some());
-        let may = in_cmb && (by_clients || by_peers || !w.dirty.is_empty());
+        let may = in_cmb && (raw || by_clients || by_peers || !w.dirty.is_empty());
         if may != w.counted_dirty {
             w.counted_dirty = may;
             let len = w.len as u64;
-            self.may_be_dirty = if may { self.may_be_dirty + len } else { self.may_be_dirty - len };
+            let sum = if raw { &mut self.raw_in_cmb } else { &mut self.may_be_dirty };
+            *sum = if may { *sum + len } else { *sum - len };
         }
     }
 }

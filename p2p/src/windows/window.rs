@@ -27,7 +27,7 @@ pub(super) struct Window {
     pub(super) dirty: PageSet,
     /// Since when it has been seen to be dirty.
     pub(super) dirty_since: Option<u64>,
-    /// Counted in [`Windows::may_be_dirty`].
+    /// Counted in [`Windows::may_be_dirty`] or [`Windows::raw_in_cmb`].
     pub(super) counted_dirty: bool,
     /// Made resident for a peer, and nobody else has asked for it since: while no client holds it either, it takes no host memory.
     pub(super) for_peers: bool,
