@@ -97,7 +97,8 @@ enum cmbfs_error {
   CMBFS_E_UNSUPPORTED = 34,
   CMBFS_E_INTERNAL = 35,
   CMBFS_E_LEASED = 36,
-  CMBFS_E_STALE_LEASE = 37
+  CMBFS_E_STALE_LEASE = 37,
+  CMBFS_E_MOVING = 38
 };
 
 struct cmbfs_error_body { /* the text follows */

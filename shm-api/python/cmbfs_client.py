@@ -313,7 +313,7 @@ class Mapped:
         try:
             self._client._call(FAULT, struct.pack("<QQII", self._file._handle, offset, flags, 0))
         except CmbfsError as error:
-            if error.code != 32:  # not resident: ask again
+            if error.code not in (32, 36, 38):  # not resident, leased, moving: ask again
                 raise
 
     def close(self):

@@ -3,9 +3,14 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
 use common::{SMALL, Serving, Setup};
+use nvme_driver::clock::{Clock, ManualClock};
 use p2p::refusal::Refusals;
-use shm_api::client::{ClientError, OpenMode};
+use shm_api::client::{Access, Client, ClientError, DEFAULT_PATIENCE, OpenMode};
 use shm_api::protocol::ErrorCode;
 use shm_api::server::{Server, ServerError, ServerOptions};
 
@@ -16,10 +21,40 @@ fn refusing(per_mille: u16) -> Serving {
     Serving::start_with(SMALL, |options| ServerOptions { refusals: Refusals::new(11, per_mille), ..options })
 }
 
+/// A clock that goes on by itself a little with each pause, and nobody sleeps. Whoever asks without end is noticed here.
+#[derive(Debug)]
+struct Watched {
+    time: ManualClock,
+    step: Duration,
+    pauses: AtomicU32,
+}
+
+/// No writer has to ask so often.
+const WITHOUT_END: u32 = 5_000;
+
+impl Clock for Watched {
+    fn now(&self) -> Duration {
+        self.time.now()
+    }
+
+    fn pause(&self, length: Duration) {
+        let pauses = 1 + self.pauses.fetch_add(1, Ordering::Relaxed);
+        assert!(pauses < WITHOUT_END, "it is refused, and asks on and on: for {:?} by now", self.now());
+        self.time.advance(length.max(self.step));
+    }
+}
+
+/// A client that waits by such a clock.
+fn watched(serving: &Serving, step: Duration) -> (Client, Arc<Watched>) {
+    let clock = Arc::new(Watched { time: ManualClock::new(), step, pauses: AtomicU32::new(0) });
+    let shared = Arc::clone(&clock) as Arc<dyn Clock>;
+    (Client::connect_with_clock(&serving.socket, DEFAULT_PATIENCE, shared).unwrap(), clock)
+}
+
 #[test]
 fn a_writer_that_is_refused_without_end_is_told_why() {
     let serving = refusing(1000);
-    let client = serving.client();
+    let (client, clock) = watched(&serving, Duration::ZERO);
     let file = client.open("/a", OpenMode::create()).unwrap();
     let mapped = file.map(0, 2 * WINDOW).unwrap();
     let error = mapped.write(WINDOW + 5, b"nowhere").unwrap_err();
@@ -27,10 +62,75 @@ fn a_writer_that_is_refused_without_end_is_told_why() {
     assert_eq!(error.code(), Some(ErrorCode::NotResident));
     let text = error.to_string();
     assert!(text.contains("no place for the window now: refusal injected"), "{text}");
+    assert!(
+        clock.now() >= Duration::from_secs(2) && clock.now() < Duration::from_secs(3),
+        "{:?}",
+        clock.now()
+    );
     // Readers are served all the same.
     let mut got = [1; 7];
     mapped.read(WINDOW + 5, &mut got).unwrap();
     assert_eq!(got, [0; 7]);
+}
+
+/// Two ways in which a window is closed to writers for long: it does not end moving, and a layout over it does not come back. The server
+/// answers each request after its patience; the writer gives up by its clock, and knows what was in the way. When that is gone it writes.
+#[test]
+fn a_writer_whose_window_stays_closed_is_told_what_is_in_the_way() {
+    let setup = Setup { grace_ms: 60_000, lease_grace_ms: 60_000, ..SMALL };
+    let serving = Serving::start_with(setup, |options| ServerOptions {
+        patience: Duration::from_millis(20),
+        ..options
+    });
+    let other = serving.client();
+    let file = other.open("/a", OpenMode::create()).unwrap();
+    file.write_at(0, &[1; 3 * WINDOW as usize]).unwrap();
+    file.commit().unwrap();
+    let (client, clock) = watched(&serving, Duration::from_millis(500));
+    let mine = client.open("/a", OpenMode::write()).unwrap();
+    let mapped = mine.map(0, 3 * WINDOW).unwrap();
+    mapped.write(0, b"open").unwrap();
+
+    let held = file.map(0, WINDOW).unwrap();
+    let ((inside, is_inside), (end, wait)) = (mpsc::channel(), mpsc::channel::<()>());
+    std::thread::scope(|threads| {
+        let section = threads.spawn(move || {
+            let mut first = true;
+            held.write_section(0, |section| {
+                if std::mem::take(&mut first) {
+                    inside.send(()).unwrap();
+                    let _ = wait.recv();
+                }
+                section.write(0, b"held")
+            })
+        });
+        is_inside.recv().unwrap();
+        let revoker = threads.spawn(|| serving.client().revoke("/a"));
+        common::until("the window is closed to writers", || {
+            let start = clock.now();
+            let Err(error) = mapped.write(8, b"late") else { return false };
+            let waited = clock.now() - start;
+            assert!(matches!(error, ClientError::HeldUp { offset: 0, .. }), "{error:?}");
+            assert_eq!(error.code(), Some(ErrorCode::Moving));
+            assert!(error.to_string().contains("a write section there has not ended"), "{error}");
+            assert!(waited >= Duration::from_secs(10) && waited < Duration::from_secs(13), "{waited:?}");
+            true
+        });
+        drop(end);
+        section.join().unwrap().unwrap();
+        revoker.join().unwrap().unwrap();
+    });
+    mapped.write(8, b"late").unwrap();
+
+    let layout = file.map_blocks(WINDOW, WINDOW, Access::Write).unwrap();
+    let start = clock.now();
+    let error = mapped.write(WINDOW, b"leased").unwrap_err();
+    let waited = clock.now() - start;
+    assert!(matches!(error, ClientError::HeldUp { offset: WINDOW, .. }), "{error:?}");
+    assert_eq!(error.code(), Some(ErrorCode::Leased));
+    assert!(waited >= Duration::from_secs(60) && waited < Duration::from_secs(63), "{waited:?}");
+    drop(layout);
+    mapped.write(WINDOW, b"leased").unwrap();
 }
 
 #[test]

@@ -138,6 +138,7 @@ impl Windows {
         }
         tracing::warn!("window {index} stays closed until its bytes are safe: {error}");
         m.phase = Phase::Stuck { deadline: retry };
+        m.stuck = Some(error.to_string());
         Ok(false)
     }
 

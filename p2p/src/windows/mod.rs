@@ -9,6 +9,7 @@
 //! * `moves`: the six steps of a move as a state machine
 //! * `endings`: how a move ends: there, where it began, or not yet
 //! * `copying`: bytes between two homes
+//! * `waiting`: what a move waits for
 //! * `reclaim`: when old pages are free again, and quarantine
 //! * `spares`: host pages that a window of the CMB keeps for when it comes back
 //! * `revoke`: what to revoke, tickets and reports
@@ -44,6 +45,7 @@ mod registry;
 mod revoke;
 mod room;
 mod spares;
+mod waiting;
 mod window;
 mod writeback;
 
@@ -74,6 +76,7 @@ pub use peers::{PeerId, PeerMapping, PeerPath, PeerStatus};
 pub use place::{Ensured, Want};
 pub use reclaim::Quarantine;
 pub use revoke::{Progress, Report, Scope, Ticket};
+pub use waiting::InTheWay;
 pub use window::WindowStatus;
 pub use writeback::Committed;
 

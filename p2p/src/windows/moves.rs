@@ -62,6 +62,8 @@ pub(super) struct Move {
     /// Sections that were fenced: the old pages wait for them.
     pub(super) fenced: Vec<Claim>,
     pub(super) hidden: bool,
+    /// Why it is [`Phase::Stuck`].
+    pub(super) stuck: Option<String>,
     pub(super) began: u64,
 }
 
@@ -101,6 +103,11 @@ impl Move {
     pub(super) fn turn_to_host(&mut self, at: u64) {
         (self.request.to, self.dest) = (Home::Host, at);
         self.changed.add_all();
+    }
+
+    /// Sections that have not ended.
+    pub(super) fn writers(&self) -> usize {
+        self.writers.len()
     }
 
     /// Whether writers are kept waiting by it now.
@@ -157,6 +164,7 @@ impl Windows {
             writers: Vec::new(),
             fenced: Vec::new(),
             hidden: false,
+            stuck: None,
             began: now,
         }));
         if discard {

@@ -28,7 +28,7 @@ impl Mapped {
                 Ok(borrow) => return Ok(look(&borrow)),
                 Err(NotEntered::Moving) => self.moving(tries),
                 Err(NotEntered::NotResident | NotEntered::DeviceMoved) => {
-                    if !self.fault(index, 0)? {
+                    if self.fault(index, 0)?.is_some() {
                         refused += 1;
                         if refused == REFUSALS {
                             let text = "there is no place for the window now; copy its bytes instead";

@@ -81,6 +81,17 @@ pub enum ClientError {
         /// The server's last refusal.
         why: WireError,
     },
+    /// A window stayed closed to writers for too long: it did not end moving ([`ErrorCode::Moving`]), or a layout over it did not come back
+    /// ([`ErrorCode::Leased`]).
+    #[error("the window at {offset} could not be written for {waited:?}: {why}")]
+    HeldUp {
+        /// File offset.
+        offset: u64,
+        /// How long it was asked for.
+        waited: Duration,
+        /// What the server says is in the way.
+        why: WireError,
+    },
     /// Memory could not be mapped.
     #[error(transparent)]
     Map(#[from] MapError),
@@ -99,7 +110,7 @@ impl ClientError {
     /// The server's error code, if it was the server that refused.
     pub fn code(&self) -> Option<ErrorCode> {
         match self {
-            Self::Server(e) | Self::NoPlace { why: e, .. } => Some(e.code),
+            Self::Server(e) | Self::NoPlace { why: e, .. } | Self::HeldUp { why: e, .. } => Some(e.code),
             _ => None,
         }
     }

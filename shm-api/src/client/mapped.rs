@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nvme_driver::clock::Clock;
 use p2p::control::{ControlPages, WindowHandle};
 use p2p::layout::{Home, Place};
 use p2p::reader::Outcome;
@@ -12,6 +13,7 @@ use p2p::writer::{Finished, NotEntered, Slot, WriteHandle};
 
 use super::file::Direct;
 use super::path_counts::PathCounts;
+use super::refused::Refusals;
 use super::{ClientError, File};
 use crate::protocol::messages::{
     self as m, Empty, FaultRequest, MapReply, MapRequest, ReadReply, ReadRequest, UnmapRequest,
@@ -22,6 +24,8 @@ use crate::protocol::{ErrorCode, MAX_WINDOWS, Op, WireError, records};
 pub(super) const TRIES: u32 = 100_000;
 /// How often the server may have no place for a window before it is asked for the bytes themselves.
 pub(super) const REFUSALS: u32 = 16;
+/// How often a writer looks at a window that is closed to writers, before it asks the server what is in the way: about a tenth of a second.
+const LOOKS: u32 = 1000;
 /// How many window reads go by before the server is told which window is being read. It cannot see reads, and
 /// evicts what it believes to be unused.
 const TOUCH_EVERY: u64 = 4096;
@@ -194,7 +198,7 @@ impl Mapped {
                 }
                 Outcome::Moving => self.moving(tries),
                 Outcome::NotResident | Outcome::DeviceMoved => {
-                    if !self.fault(index, 0)? {
+                    if self.fault(index, 0)?.is_some() {
                         refused += 1;
                         if refused == REFUSALS {
                             return self.read_sent(index, inside, into);
@@ -263,8 +267,8 @@ impl Mapped {
             let text = format!("more than {} threads write at once", p2p::layout::SECTION_SLOTS);
             return Err(WireError::new(ErrorCode::TooMany, text).into());
         };
-        let mut refusals = 0;
-        for tries in 0..TRIES {
+        let (mut refusals, mut odd) = (Refusals::default(), 0);
+        for _ in 0..TRIES {
             let view = self.view.borrow();
             let refused = match slot.write(&self.pages, handle, &view) {
                 Ok(mut section) => {
@@ -298,8 +302,12 @@ impl Mapped {
             };
             drop(view);
             match refused {
-                NotEntered::Moving => self.moving(tries),
-                NotEntered::NotResident | NotEntered::DeviceMoved => {
+                NotEntered::Moving if odd < LOOKS => {
+                    odd += 1;
+                    self.moving(odd);
+                }
+                NotEntered::Moving | NotEntered::NotResident | NotEntered::DeviceMoved => {
+                    odd = 0;
                     self.fault_to_write(index, &mut refusals)?;
                 }
                 NotEntered::Unmapped(place) => self.reach(index, place)?,
@@ -321,6 +329,10 @@ impl Mapped {
         }
     }
 
+    pub(super) fn clock(&self) -> &dyn Clock {
+        self.file.inner.client.inner.clock.as_ref()
+    }
+
     pub(super) fn window_offset(&self, index: usize) -> u64 {
         self.first + ((index as u64) << self.shift)
     }
@@ -333,9 +345,9 @@ impl Mapped {
         Ok(())
     }
 
-    /// Asks the server to make a window resident. False: there is no place for it now.
+    /// Asks the server to make a window resident; what is in the way, if it is not now.
     #[cold]
-    pub(super) fn fault(&self, index: usize, flags: u32) -> Result<bool, ClientError> {
+    pub(super) fn fault(&self, index: usize, flags: u32) -> Result<Option<ErrorCode>, ClientError> {
         self.count(|c| c.faults += 1);
         let flags = flags | self.flags;
         let offset = self.window_offset(index);
@@ -343,14 +355,14 @@ impl Mapped {
         let connection = &self.file.inner.client.inner.connection;
         let reply = connection.fault(want)?;
         if reply.status == 0 {
-            return Ok(true);
+            return Ok(None);
         }
-        if reply.status == ErrorCode::NotResident as u32 {
-            std::thread::sleep(Duration::from_micros(200));
-            return Ok(false);
+        if let Some(code) = ErrorCode::from_u32(reply.status).filter(|code| code.passes()) {
+            self.clock().pause(Duration::from_micros(200));
+            return Ok(Some(code));
         }
         self.fault_in_words(index, flags)?;
-        Ok(true)
+        Ok(None)
     }
 
     /// The same over the socket. The ring has no room for the text of a refusal: ask once more where there is.

@@ -50,6 +50,8 @@ pub use peer::{Peer, PeerInfo, PeerList, PeerMappingInfo, PeerTransfer, PeerWind
 pub use revoke::RevokeReport;
 pub use silence::{DEFAULT_PATIENCE, ServerProcess};
 
+use nvme_driver::clock::{Clock, SystemClock};
+
 use crate::Placement;
 use crate::protocol::messages::{
     self as m, Empty, InfoReply, ListReply, ListRequest, MkdirRequest, RenameRequest, SetAttrRequest,
@@ -72,6 +74,8 @@ struct Inner {
     pages: p2p::control::ControlPages,
     slots: Arc<p2p::writer::Slots>,
     counts: SharedCounts,
+    /// By which writers wait.
+    clock: Arc<dyn Clock>,
 }
 
 impl Client {
@@ -83,12 +87,22 @@ impl Client {
     /// As [`connect`](Self::connect), for a server that may be silent for `patience`, here and in every later call. What takes long is waited
     /// for as long as the server answers at all, or waits for a disk.
     pub fn connect_within(socket: impl AsRef<Path>, patience: Duration) -> Result<Self, ClientError> {
+        Self::connect_with_clock(socket, patience, Arc::new(SystemClock::new()))
+    }
+
+    /// The same, with the clock by which writers wait for windows that they are refused, and give up.
+    pub fn connect_with_clock(
+        socket: impl AsRef<Path>,
+        patience: Duration,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, ClientError> {
         let connection = Connection::open(socket.as_ref(), patience)?;
         let bad = |e: p2p::control::ControlError| ClientError::Protocol(e.to_string());
         let pages = p2p::control::ControlPages::open(Arc::clone(&connection.control)).map_err(bad)?;
         let region = p2p::control::ClientRegion::open(Arc::clone(&connection.region)).map_err(bad)?;
         let slots = p2p::writer::Slots::new(region);
-        Ok(Self { inner: Arc::new(Inner { connection, pages, slots, counts: SharedCounts::default() }) })
+        let counts = SharedCounts::default();
+        Ok(Self { inner: Arc::new(Inner { connection, pages, slots, counts, clock }) })
     }
 
     /// Whether this client may map the CMB, and if not, why not.

@@ -78,6 +78,8 @@ codes! {
     Leased = 36,
     /// The lease is not valid any more: returned, fenced, of another device generation, or its blocks are others by now.
     StaleLease = 37,
+    /// The window is moving, for longer than one request waits; the text says what is in the way. Ask again.
+    Moving = 38,
 }
 
 wire_struct! {
@@ -110,6 +112,11 @@ impl WireError {
 }
 
 impl ErrorCode {
+    /// Whether a window that is asked for may be had later: ask again.
+    pub fn passes(self) -> bool {
+        matches!(self, Self::NotResident | Self::Leased | Self::Moving)
+    }
+
     /// The `errno` closest to this code.
     pub fn errno(self) -> u32 {
         let errno = match self {
@@ -131,7 +138,7 @@ impl ErrorCode {
             Self::Damaged => libc::EUCLEAN,
             Self::Device | Self::DataLost | Self::Internal => libc::EIO,
             Self::TooBig => libc::EFBIG,
-            Self::NotResident | Self::Leased => libc::EAGAIN,
+            Self::NotResident | Self::Leased | Self::Moving => libc::EAGAIN,
             Self::StaleLease => libc::ESTALE,
             Self::PeerFault => libc::EFAULT,
             Self::Unsupported => libc::EOPNOTSUPP,

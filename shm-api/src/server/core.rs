@@ -56,6 +56,8 @@ pub(crate) struct Core {
     pub(super) auto: p2p::windows::Placement,
     /// Process and user of each client.
     pub(super) people: BTreeMap<ClientId, (u32, u32)>,
+    /// Longest that one request waits for a window that is moving, in nanoseconds.
+    pub(super) patience: u64,
     /// Raw memory, by object.
     pub(super) allocations: BTreeMap<u64, Allocation>,
     pub(super) next_raw: u64,
@@ -110,7 +112,8 @@ impl Core {
         fs: extent_fs::Filesystem<Box<dyn Disk>>,
         options: &ServerOptions,
     ) -> Result<Self, ServerError> {
-        let grace = u64::try_from(options.grace.as_nanos()).unwrap_or(u64::MAX);
+        let nanoseconds = |d: std::time::Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
+        let grace = nanoseconds(options.grace);
         let config = Config {
             grace,
             host_limit: options.host_cache,
@@ -136,6 +139,7 @@ impl Core {
             placement: options.placement,
             auto,
             people: BTreeMap::new(),
+            patience: nanoseconds(options.patience),
             allocations: BTreeMap::new(),
             next_raw: 1,
             peer_memory: BTreeMap::new(),

@@ -20,8 +20,6 @@ use crate::protocol::{ErrorCode, WireError};
 
 /// Windows written back in one turn of a commit, so that others get theirs.
 const WINDOWS_PER_TURN: u64 = 8;
-/// Longest that one request waits for a window that is moving, in nanoseconds. The client asks again.
-pub(super) const PATIENCE: u64 = 5_000_000_000;
 
 /// A job, and who waits for it.
 pub(crate) struct Job {
@@ -123,10 +121,6 @@ pub(super) enum Answer {
     LayoutCommit(LayoutCommitReply),
 }
 
-fn retry(text: &str) -> WireError {
-    WireError::new(ErrorCode::NotResident, text)
-}
-
 pub(super) fn place_number(home: Home) -> u32 {
     match home {
         Home::None => PLACE_NONE,
@@ -142,13 +136,13 @@ impl Core {
             && self.incarnation(slot) != job.incarnation
         {
             // Given back since it was asked for. The slot may be that of another file's window by now.
-            return Some(Err(retry("the window was given back meanwhile; ask again")));
+            let text = "the window was given back meanwhile; ask again";
+            return Some(Err(WireError::new(ErrorCode::NotResident, text)));
         }
         match &mut job.work {
             Work::Fault { slot, want, leave_cmb, since } => {
-                let late = now.saturating_sub(*since) > PATIENCE;
-                self.fault(*slot, *want, *leave_cmb, now)
-                    .or_else(|| late.then(|| Err(retry("the window is still moving; ask again"))))
+                let (slot, since) = (*slot, *since);
+                self.fault(slot, *want, *leave_cmb, now).or_else(|| self.held_up(slot, since, now).map(Err))
             }
             Work::Revoke { ticket, since } => {
                 let report = self.done(*ticket)?;
@@ -235,10 +229,10 @@ impl Core {
             }
             Work::PeerDma(dma) => self.peer_dma(dma),
             Work::PeerCopy { peer, slot, ino, bytes, local, out, since } => {
-                let late = now.saturating_sub(*since) > PATIENCE;
-                self.peer_copy(peer, *slot, (*ino, bytes.clone()), *local, *out, now)
+                let (slot, since) = (*slot, *since);
+                self.peer_copy(peer, slot, (*ino, bytes.clone()), *local, *out, now)
                     .map(|result| result.map(Answer::PeerCopy))
-                    .or_else(|| late.then(|| Err(retry("the window is still moving; ask again"))))
+                    .or_else(|| self.held_up(slot, since, now).map(Err))
             }
             Work::Layout(wanted) => self.advance_layout(wanted, now),
             Work::LayoutCommit { ino, ticket } => {
@@ -248,8 +242,7 @@ impl Core {
                 None
             }
             Work::PeerMap { peer, slot, write, since } => {
-                let (id, slot, write) = (peer.id, *slot, *write);
-                let late = now.saturating_sub(*since) > PATIENCE;
+                let (id, slot, write, since) = (peer.id, *slot, *write, *since);
                 match self.windows.map_peer(id, slot, write, &mut self.backing, now) {
                     Ok(PeerPath::Direct(mapping)) => {
                         let first = self.windows.status(slot).map_or(0, |w| w.offset);
@@ -264,8 +257,7 @@ impl Core {
                             "the peer cannot reach this window directly ({why}); copy through host memory"
                         ),
                     ))),
-                    Ok(PeerPath::Moving) if late => Some(Err(retry("the window is still moving; ask again"))),
-                    Ok(PeerPath::Moving) => None,
+                    Ok(PeerPath::Moving) => self.held_up(slot, since, now).map(Err),
                     Err(e) => Some(Err(windows_error(&e))),
                 }
             }
@@ -275,6 +267,22 @@ impl Core {
     /// Which window has a control slot now.
     pub(super) fn incarnation(&self, slot: u32) -> Option<u32> {
         self.windows.handle(slot).map(|handle| handle.incarnation)
+    }
+
+    /// What to tell a request that has waited for a window for too long: what is in the way. `None`: it waits on.
+    fn held_up(&mut self, slot: u32, since: u64, now: u64) -> Option<WireError> {
+        let waited = now.saturating_sub(since);
+        if waited <= self.patience {
+            return None;
+        }
+        if self.is_leased(slot) {
+            let text = "a layout over the window is out, and is being recalled; ask again";
+            return Some(WireError::new(ErrorCode::Leased, text));
+        }
+        let ms = waited / 1_000_000;
+        let what = self.windows.in_the_way(slot).map_or(String::new(), |w| format!(" ({w})"));
+        let text = format!("the window is still moving after {ms} ms{what}; ask again");
+        Some(WireError::new(ErrorCode::Moving, text))
     }
 
     /// The report of a revocation that is through.
@@ -311,7 +319,10 @@ impl Core {
         };
         match ensured {
             Ensured::Moving => None,
-            Ensured::Refused(why) => Some(Err(retry(&format!("no place for the window now: {why}")))),
+            Ensured::Refused(why) => {
+                let text = format!("no place for the window now: {why}");
+                Some(Err(WireError::new(ErrorCode::NotResident, text)))
+            }
             Ensured::Ready(Home::Cmb, _) if leave_cmb => {
                 // For a client that cannot reach the CMB: move it to where it can.
                 let scope = p2p::windows::Scope::Window(slot);

@@ -10,7 +10,7 @@ use p2p::layout::Home;
 use p2p::windows::{Report, Scope, Ticket};
 
 use super::core::{Core, windows_error};
-use super::jobs::{Answer, PATIENCE, Work};
+use super::jobs::{Answer, Work};
 use super::leases::Returned;
 use super::names::fs_error;
 use super::raw::is_raw;
@@ -163,7 +163,9 @@ impl Core {
                 self.give_up(wanted);
                 Some(self.grant(wanted, &layout).map(|granted| Answer::Layout(Box::new(granted))))
             }
-            Err(extent_fs::FsError::LeaseConflict { .. }) if now.saturating_sub(wanted.since) <= PATIENCE => {
+            Err(extent_fs::FsError::LeaseConflict { .. })
+                if now.saturating_sub(wanted.since) <= self.patience =>
+            {
                 None
             }
             Err(e) => {

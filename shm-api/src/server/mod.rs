@@ -99,6 +99,9 @@ pub struct ServerOptions {
     pub host_cache: u64,
     /// Where windows may live, whatever their files say. `Auto` leaves it to each file, and then to the filesystem.
     pub placement: Placement,
+    /// How long one request waits for a window that moves, or for a layout over it. Then the client is told what is in the way, and may
+    /// ask again.
+    pub patience: Duration,
     /// Placements to refuse at random: every one may be, and no byte changes (P4). Refuses nothing unless a test says so.
     pub refusals: Refusals,
     /// How dirty pages are written back in the background; `None`: on commit and eviction only.
@@ -118,6 +121,7 @@ impl ServerOptions {
             grace: Duration::from_millis(20),
             host_cache: 1 << 30,
             placement: Placement::Auto,
+            patience: Duration::from_secs(5),
             refusals: Refusals::default(),
             write_back: Some(WriteBack::default()),
             fence: None,
