@@ -5,13 +5,16 @@
 //! persistent after a barrier that follows its completion.
 //!
 //! The region is the whole BAR that PMRCAP.BIR names. It is enabled apart from the controller, and a controller reset
-//! leaves it alone; a function level reset does not: the barrier says so then ([`PmrError::NotReady`]), and the region is to be
-//! enabled again.
+//! leaves it alone. What goes deeper turns it off: a reset of the subsystem, of the bus, of the function on some. So whoever resets the
+//! controller looks whether it is still on, and turns it on again where it was; a barrier that finds it off resets the controller, for
+//! which everybody is told before. Its bytes are there as they were persistent. What was stored since the last barrier may not be, and
+//! the next barrier says so, once: [`PmrError::Interrupted`].
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::controller::Controller;
+use crate::controller::{Controller, ControllerError};
 use crate::mem::{Mapping, OutOfRange, PAGE};
 use crate::pci::{PciError, PciFunction};
 use crate::spec::regs::{self, Pmrcap, Pmrctl, Pmrsts};
@@ -42,7 +45,7 @@ pub enum PmrError {
     /// Another [`Pmr`] of this controller is alive.
     #[error("the PMR of {0} is enabled already; drop that handle first")]
     InUse(String),
-    /// It did not become ready (or not ready) in the time PMRCAP.PMRTO names, or is not ready any more: enable it again.
+    /// It did not become ready (or not ready) in the time PMRCAP.PMRTO names, or is not ready any more, and a reset did not help.
     #[error("{name}: the PMR is{} ready after {} ms", if *.enabled { " not" } else { " still" }, .waited.as_millis())]
     NotReady {
         /// The controller.
@@ -60,6 +63,13 @@ pub enum PmrError {
         /// What it reports.
         what: String,
     },
+    /// It was off since the last barrier, by a reset of more than the controller, and is on again. What was stored in between, and before it
+    /// since that barrier, may be lost.
+    #[error("{0}: the PMR was turned off by a reset; what was written since the last barrier may be lost")]
+    Interrupted(String),
+    /// It is off, and the controller could not be reset, which would have turned it on.
+    #[error("the PMR is off: {0}")]
+    Reset(Box<ControllerError>),
     /// The function failed or is gone.
     #[error(transparent)]
     Pci(#[from] PciError),
@@ -90,6 +100,44 @@ pub struct Pmr {
     bus_address: Option<u64>,
     /// When it was enabled.
     health: Health,
+    /// [`Controller::pmr_interruptions`] as of the last barrier.
+    interruptions: AtomicU64,
+}
+
+/// What is needed to turn an enabled region on again.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Kept {
+    cap: Pmrcap,
+    bus_address: Option<u64>,
+}
+
+/// After a reset of `controller`: turns its region on again, as it was, if that turned it off. `interrupted` is called first then, before
+/// anybody can find it on.
+pub(crate) fn resume(
+    controller: &Controller,
+    kept: Kept,
+    interrupted: impl FnOnce(),
+) -> Result<(), PmrError> {
+    let registers = Registers { controller, cap: kept.cap };
+    let on = Pmrctl::from(registers.function().read32(0, regs::PMRCTL)?).en() && !registers.status()?.nrdy();
+    if on {
+        return Ok(());
+    }
+    interrupted();
+    tracing::warn!("{}: the PMR is off after a reset; turning it on again", controller.name());
+    registers.function().write32(0, regs::PMRMSCL, 0)?;
+    let status = registers.set_enabled(true)?;
+    if status.err() != 0 {
+        let what = format!("error {:#x}", status.err());
+        return Err(PmrError::Failed { name: registers.name(), what });
+    }
+    match kept.bus_address {
+        Some(address) if !registers.program(address)? => {
+            let what = format!("that its bus address {address:#x} is refused");
+            Err(PmrError::Failed { name: registers.name(), what })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The controller's PMR registers.
@@ -167,13 +215,7 @@ impl Registers<'_> {
                 return Ok(None);
             }
         };
-        // The half with CMSE last: it is what makes the address count.
-        let program = || -> Result<bool, PmrError> {
-            self.function().write32(0, regs::PMRMSCU, (address >> 32) as u32)?;
-            self.function().write32(0, regs::PMRMSCL, address as u32 | CMSE)?;
-            Ok(!self.status()?.cbai())
-        };
-        match program() {
+        match self.program(address) {
             Ok(true) => Ok(Some(address)),
             other => {
                 self.function().write32(0, regs::PMRMSCL, 0)?;
@@ -184,6 +226,14 @@ impl Registers<'_> {
                 other.map(|_| None)
             }
         }
+    }
+
+    /// Sets the address. Says whether it is taken.
+    fn program(&self, address: u64) -> Result<bool, PmrError> {
+        // The half with CMSE last: it is what makes the address count.
+        self.function().write32(0, regs::PMRMSCU, (address >> 32) as u32)?;
+        self.function().write32(0, regs::PMRMSCL, address as u32 | CMSE)?;
+        Ok(!self.status()?.cbai())
     }
 
     fn enable(&self) -> Result<(Arc<Mapping>, Option<u64>, Health), PmrError> {
@@ -238,7 +288,9 @@ impl Pmr {
             };
             let registers = Registers { controller, cap };
             let (memory, bus_address, health) = registers.enable().inspect_err(|_| registers.off(None))?;
-            Ok(Self { controller: Arc::clone(controller), cap, memory, bus_address, health })
+            controller.keep_pmr(Some(Kept { cap, bus_address }));
+            let interruptions = AtomicU64::new(controller.pmr_interruptions());
+            Ok(Self { controller: Arc::clone(controller), cap, memory, bus_address, health, interruptions })
         };
         enable().inspect_err(|_| controller.give_pmr())
     }
@@ -303,15 +355,24 @@ impl Pmr {
     }
 
     /// Returns when everything that this thread stored before is persistent (PMRCAP.PMRWBM says how to find out), and the
-    /// region is well; an error means that what was stored since the last barrier may not be.
+    /// region is well; an error means that what was stored since the last barrier may not be. A region that is off is turned on again, by
+    /// a reset of the controller.
     pub fn barrier(&self) -> Result<(), PmrError> {
+        let epoch = self.controller.epoch();
         if self.cap.pmrwbm() & BARRIER_BY_STATUS == 0 {
             device_memory::flush(&self.memory, 0)?;
         } else {
-            std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+            std::sync::atomic::fence(Ordering::SeqCst);
         }
         // A barrier itself where the controller says so, and the only way to learn of failures.
-        let status = self.registers().status()?;
+        let mut status = self.registers().status()?;
+        if status.nrdy() {
+            // Behind our back. So whatever did that has reset more, and those who read here are to be told as in any reset.
+            self.controller.reset(epoch).map_err(|e| PmrError::Reset(Box::new(e)))?;
+            status = self.registers().status()?;
+        }
+        // After the look at the status: if it was found on again, it was counted before.
+        let interruptions = self.controller.pmr_interruptions();
         let failed = |what: String| Err(PmrError::Failed { name: self.controller.name().to_owned(), what });
         match (status.nrdy(), status.err(), health(status)) {
             (true, ..) => {
@@ -319,6 +380,10 @@ impl Pmr {
                 Err(PmrError::NotReady { name, enabled: true, waited: Duration::ZERO })
             }
             (_, error @ 1.., _) => failed(format!("error {error:#x}")),
+            // Said once: by the swap, whoever else asks at the same time.
+            _ if self.interruptions.swap(interruptions, Ordering::AcqRel) != interruptions => {
+                Err(PmrError::Interrupted(self.controller.name().to_owned()))
+            }
             (_, _, Health::ReadOnly) => failed("that it is read-only".to_owned()),
             (_, _, Health::Unreliable) => failed("that it is unreliable".to_owned()),
             // That what it held before was lost is no news, and does not concern what was stored since.
@@ -329,6 +394,7 @@ impl Pmr {
 
 impl Drop for Pmr {
     fn drop(&mut self) {
+        self.controller.keep_pmr(None);
         self.registers().off(self.bus_address.map(|address| (address, self.memory.len() as u64)));
         self.controller.give_pmr();
     }

@@ -132,6 +132,45 @@ fn what_a_killed_process_left_decoded_is_in_nobodys_way() {
     assert_ne!(emulated.function().read32(0, regs::PMRMSCL).unwrap() & 2, 0);
 }
 
+/// A reset of more than the controller turns the region off: found by a barrier, or by the driver in a reset of its own. It is on again
+/// then, where it was, with its bytes; and the next barrier, one, does not speak for what was stored before.
+#[test]
+fn a_region_that_a_reset_turned_off_is_on_again_and_that_is_said_once() {
+    for by_the_driver in [false, true] {
+        let emulated = emulated();
+        let controller = controller(&emulated);
+        let pmr = Pmr::enable(&controller).unwrap();
+        let at = pmr.bus_address().unwrap();
+        pmr.write(4096, &[7; 4096]).unwrap();
+        pmr.barrier().unwrap();
+        // NSSR: the whole subsystem.
+        emulated.function().write32(0, regs::NSSR, 0x4e56_4d65).unwrap();
+        assert_eq!(emulated.function().read32(0, regs::PMRCTL).unwrap(), 0, "still on");
+        let epoch = controller.epoch();
+        if by_the_driver {
+            controller.reset(epoch).unwrap();
+            assert_eq!(emulated.function().read32(0, regs::PMRCTL).unwrap(), 1, "left off");
+        }
+        let error = pmr.barrier().unwrap_err();
+        assert!(matches!(error, PmrError::Interrupted(_)), "{error}");
+        assert_eq!(controller.epoch(), epoch + 1, "others are told of one reset");
+        assert_eq!((pmr.size(), pmr.bus_address()), (SIZE, Some(at)));
+        pmr.barrier().unwrap();
+        run(&controller, true, 8, Data { address: at + 4096, len: 4096 });
+        run(&controller, false, 8, Data { address: at + 65536, len: 4096 });
+        pmr.barrier().unwrap();
+        for from in [4096, 65536] {
+            let mut got = [0; 4096];
+            pmr.read(from, &mut got).unwrap();
+            assert_eq!(got, [7; 4096], "at {from}");
+        }
+        assert!(emulated.domain().faults().is_empty());
+        // A reset of the controller alone is none of its business.
+        controller.reset(controller.epoch()).unwrap();
+        pmr.barrier().unwrap();
+    }
+}
+
 #[test]
 fn one_at_a_time_and_addresses_come_back() {
     let emulated = emulated();
@@ -265,6 +304,7 @@ fn what_happens_later_is_found_by_the_barrier() {
         assert!(matches!(in_mood(1), Err(PmrError::Failed { .. })));
         assert!(matches!(in_mood(2), Err(PmrError::NotReady { waited: Duration::ZERO, .. })));
         assert!(matches!(in_mood(3), Err(PmrError::Pci(PciError::Removed(_)))));
+        assert!(matches!(in_mood(0), Err(PmrError::Interrupted(_))), "it was off");
         assert!(in_mood(0).is_ok());
     }
 }

@@ -53,4 +53,8 @@ pub trait Backing {
     /// [`write_from_cmb`](Self::write_from_cmb) must fail rather than write what the reset left there; that matters to a backing
     /// that does something else with the device first, in the same call.
     fn reset_noticed(&mut self) {}
+
+    /// The device memory of an object reads as if its device were gone. It may only have been turned off: brings it back then, and reports
+    /// that to [`Windows::memory_interrupted`](crate::windows::Windows::memory_interrupted) later.
+    fn revive_memory(&mut self, _object: u64) {}
 }

@@ -11,7 +11,7 @@ use common::{Process, SMALL, Serving, Setup, connect, options, role, spawn, unti
 use extent_fs::{Filesystem, FormatOptions, MountOptions};
 use nvme_driver::emu::{EmulatedController, Fault, Rule, Target};
 use nvme_driver::pmr::Pmr;
-use nvme_driver::spec::NvmOpcode;
+use nvme_driver::spec::{NvmOpcode, regs};
 use p2p::refusal::Refusals;
 use shm_api::client::{Client, ClientError, File, OpenMode};
 use shm_api::protocol::messages::{HelloRequest, MEMORY_PMR, MemoryRequest, ReadRequest};
@@ -114,6 +114,61 @@ impl Other {
         writeln!(self.process.0.stdin.as_mut().unwrap(), "{command}").unwrap();
         self.out.next().unwrap().unwrap()
     }
+}
+
+/// A reset of the whole subsystem turns the PMR off, behind the server's back. The next commit finds it so: on again, with the bytes that
+/// were committed; and everybody who commits is told once that what was not may be lost. What is in the host cache is not, and is
+/// committed by whoever commits next.
+#[test]
+fn a_pmr_that_a_reset_turned_off_is_on_again_and_clients_go_on() {
+    let rig = Rig::new("emu:ram?size=64M&cmb=4M&pmr=1M", |options| options);
+    let client = rig.serving.client();
+    let (pmr, second) = (client.pmr().unwrap(), rig.serving.client().pmr().unwrap());
+    let mapped = pmr.map(0, 1 << 20).unwrap();
+    mapped.write(100, b"committed").unwrap();
+    mapped.write(3 * WINDOW, b"in memory").unwrap();
+    pmr.commit().unwrap();
+    client.revoke_all().unwrap();
+    mapped.write(3 * WINDOW, b"in the host cache").unwrap();
+    pmr.map(0, WINDOW).unwrap().prefer_cmb().unwrap();
+    mapped.write(200, b"not committed").unwrap();
+    let generation = client.status().unwrap().device_generation;
+    let off = || rig.emulated.function().write32(0, regs::NSSR, 0x4e56_4d65).unwrap();
+    let is_off = || rig.emulated.function().read32(0, regs::PMRCTL).unwrap() == 0;
+    off();
+    assert!(is_off());
+    let error = pmr.commit().unwrap_err();
+    assert!(error.to_string().contains("its PMR with it"), "{error}");
+    assert_eq!(error.code(), Some(ErrorCode::DataLost));
+    assert!(!is_off(), "left off");
+    let status = client.status().unwrap();
+    assert!(status.resets == 1 && status.device_generation > generation, "{status:?}");
+    let mut got = [0; 9];
+    mapped.read(100, &mut got).unwrap();
+    assert_eq!(&got, b"committed");
+    // Once for each who has it open, and for nobody who opens it later.
+    assert_eq!(code(second.commit()), Some(ErrorCode::DataLost));
+    mapped.write(200, b"written again").unwrap();
+    pmr.commit().unwrap();
+    second.commit().unwrap();
+    client.pmr().unwrap().commit().unwrap();
+    assert_eq!((rig.held(100, 9), rig.held(200, 13)), (b"committed".to_vec(), b"written again".to_vec()));
+    assert_eq!(rig.held(3 * WINDOW as usize, 17), b"in the host cache");
+    // Files go on, too.
+    let file = client.open("/f", OpenMode::create()).unwrap();
+    file.write_at(0, &[1; 4096]).unwrap();
+    file.commit().unwrap();
+    assert_eq!(get(&file, 0, 4096), [1; 4096]);
+    // And an orderly end brings the host cache to a region that was found off only then.
+    client.revoke_all().unwrap();
+    mapped.write(300, b"at the end").unwrap();
+    off();
+    let Rig { serving, pmr: held, .. } = rig;
+    drop(serving);
+    let mut bytes = [0; 10];
+    held.read(300, &mut bytes).unwrap();
+    assert_eq!(&bytes, b"at the end");
+    held.barrier().unwrap();
 }
 
 #[test]

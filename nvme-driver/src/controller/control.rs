@@ -19,6 +19,7 @@ use crate::io_queue::IoQueue;
 use crate::iova::IovaAllocator;
 use crate::mem::PAGE;
 use crate::pci::{PciError, PciFunction};
+use crate::pmr;
 use crate::queue::{QueuePair, RingMemory};
 
 /// Class code and revision in config space (PCI local bus specification, 6.2.1). VFIO reads them from the function, where it makes others up.
@@ -34,6 +35,8 @@ pub struct Controller {
     epoch: AtomicU64,
     /// Whether somebody has the PMR.
     pmr_taken: AtomicBool,
+    /// How often the PMR was off after a reset while somebody had it.
+    pmr_interruptions: AtomicU64,
     control: Mutex<Control>,
 }
 
@@ -41,6 +44,8 @@ pub struct Controller {
 struct Control {
     kept: Kept,
     free_qids: BTreeSet<u16>,
+    /// The PMR that somebody has.
+    pmr: Option<pmr::Kept>,
     /// Why it was given up, if it was.
     dead: Option<String>,
     /// Who is told before a reset.
@@ -70,6 +75,7 @@ impl Controller {
         let control = Control {
             kept,
             free_qids: (1..=identity.io_queues).collect(),
+            pmr: None,
             dead: None,
             reset_hooks: Vec::new(),
         };
@@ -79,6 +85,7 @@ impl Controller {
             cmb,
             epoch: AtomicU64::new(0),
             pmr_taken: AtomicBool::new(false),
+            pmr_interruptions: AtomicU64::new(0),
             control: Mutex::new(control),
         }))
     }
@@ -126,6 +133,15 @@ impl Controller {
 
     pub(crate) fn give_pmr(&self) {
         self.pmr_taken.store(false, Ordering::Release);
+    }
+
+    /// What is turned on again after a reset that turned it off.
+    pub(crate) fn keep_pmr(&self, kept: Option<pmr::Kept>) {
+        self.lock().pmr = kept;
+    }
+
+    pub(crate) fn pmr_interruptions(&self) -> u64 {
+        self.pmr_interruptions.load(Ordering::Acquire)
     }
 
     /// Its DMA memory.
@@ -311,6 +327,15 @@ impl Controller {
         let result = bring_up(&self.env, &mut control.kept).and_then(|now| self.same(&now));
         // Whatever came of that: without its memory it is gone.
         let result = self.present(&control).and(result);
+        // One that stays off does not keep the rest from going on: the next barrier says so.
+        if let (Ok(()), Some(kept)) = (&result, control.pmr) {
+            let interrupted = || {
+                self.pmr_interruptions.fetch_add(1, Ordering::AcqRel);
+            };
+            if let Err(e) = pmr::resume(self, kept, interrupted) {
+                tracing::error!("{e}");
+            }
+        }
         if let Err(e) = &result {
             control.dead = Some(e.to_string());
             quiesce(&self.env);

@@ -261,6 +261,8 @@ impl State {
             regs::CSTS if value & (1 << 4) != 0 => self.regs.csts.set_nssro(false),
             regs::NSSR if value == NSSR_MAGIC => {
                 self.function_reset();
+                // With the subsystem every PMR in it is disabled. It keeps its bytes.
+                (self.regs.pmrctl, self.regs.pmrmsc) = (Pmrctl::new(), 0);
                 self.regs.csts.set_nssro(true);
             }
             // The admin queue's registers are for a disabled controller; a change while it runs would move the queue under it.

@@ -3,7 +3,7 @@
 //! For such an object [`Home::Cmb`] means its own device memory, and a window has one place there, at its own offset. Nothing else stands
 //! behind it: what is in the device memory is what the object holds, as blocks of the drive are for a file. So a window that becomes
 //! resident there needs no transfer, one that leaves it for nowhere loses nothing, and one in the host cache is written back to it.
-//! A reset of the drive does not concern it.
+//! A reset of the drive does not concern it, but one that turned the memory off for a while: [`Windows::memory_interrupted`].
 //!
 //! What someone silent may still store to is not written and not read back: [`WindowsError::MemoryHeld`].
 
@@ -127,6 +127,32 @@ impl Windows {
         tracing::error!("the device memory of object {object} is gone; {lost} bytes are lost");
     }
 
+    /// The device was reset with its memory: that is there again, with what was persistent. What was stored there since it was last made
+    /// persistent may be lost, whoever stored it, so the object has a loss, which everybody who commits is told of once. What is in the
+    /// host cache is not: it is brought there once more, all of it, for of what was brought nobody knows what arrived.
+    pub fn memory_interrupted(&mut self, object: u64) {
+        if !self.has_memory(object) {
+            return;
+        }
+        for index in self.slots_in(object, &(0..LANE)) {
+            let Some(w) = self.window_mut(index).filter(|w| w.home == Home::Host) else { continue };
+            w.dirty.add_all();
+            w.distrust_copies();
+            self.pace.dirty = true;
+        }
+        if let Some(o) = self.objects.get_mut(&object) {
+            o.losses.events += 1;
+        }
+        tracing::warn!(
+            "the device memory of object {object} was off; what was stored there and not committed may be lost"
+        );
+    }
+
+    /// Whether an object's device memory is gone with its device.
+    pub fn memory_is_gone(&self, object: u64) -> bool {
+        self.own(object).is_some_and(|own| own.gone)
+    }
+
     pub(super) fn own(&self, object: u64) -> Option<&Own> {
         self.objects.get(&object)?.own.as_ref()
     }
@@ -159,8 +185,12 @@ impl Windows {
         match self.own(object) {
             Some(own) if own.gone => false,
             Some(own) if !own.region.present() => {
-                self.memory_lost(object, backing, now);
-                false
+                backing.revive_memory(object);
+                let back = self.own(object).is_some_and(|own| own.region.present());
+                if !back {
+                    self.memory_lost(object, backing, now);
+                }
+                back
             }
             _ => true,
         }

@@ -27,6 +27,9 @@ impl Windows {
         bytes: &Range<u64>,
         backing: &mut dyn Backing,
     ) -> Result<Committed, WindowsError> {
+        if self.own(object).is_some_and(|own| !own.gone && !own.region.present()) {
+            backing.revive_memory(object);
+        }
         let mut done = Committed::default();
         for index in self.slots_in(object, bytes) {
             let (cmb, host) = self.write_back(index, backing)?;

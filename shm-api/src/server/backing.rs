@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use extent_fs::{Access, BlockState, Extent, Filesystem, FsError};
 use nvme_driver::disk::{Disk, DiskError, Op};
 use nvme_driver::mem::Mapping;
+use nvme_driver::pmr::{Pmr, PmrError};
 use p2p::backing::{Backing, BackingError};
 use p2p::windows::ResetSignal;
 
@@ -16,12 +17,42 @@ pub(crate) struct FileBacking {
     /// Resets of the device, counted before each; and how many of them the windows have dealt with.
     resets: Arc<AtomicU64>,
     noticed: u64,
+    /// The drive's PMR, and its object.
+    pmr: Option<(u64, Arc<Pmr>)>,
+    /// It was off, and the windows do not know yet.
+    interrupted: bool,
 }
 
 impl FileBacking {
     pub(crate) fn new(fs: Filesystem<Box<dyn Disk>>) -> Self {
         let cmb = fs.disk().cmb().map(|cmb| Arc::clone(&cmb.memory));
-        Self { fs, cmb, resets: Arc::default(), noticed: 0 }
+        Self { fs, cmb, resets: Arc::default(), noticed: 0, pmr: None, interrupted: false }
+    }
+
+    /// The drive's PMR is this object.
+    pub(crate) fn add_pmr(&mut self, object: u64, pmr: &Arc<Pmr>) {
+        self.pmr = Some((object, Arc::clone(pmr)));
+    }
+
+    /// Makes what is stored in the PMR persistent. If it was off meanwhile, that is said by [`was_interrupted`](Self::was_interrupted).
+    pub(crate) fn pmr_barrier(&mut self) -> Result<(), PmrError> {
+        match self.pmr.as_ref().map_or(Ok(()), |(_, pmr)| pmr.barrier()) {
+            Err(PmrError::Interrupted(_)) => {
+                self.interrupted = true;
+                // If that reset the controller the disk's queue is gone, which it finds with the next command: one that is sent again,
+                // and not a write from the CMB, which would fail for a reset that came before it.
+                if let Err(e) = self.fs.disk_mut().flush() {
+                    tracing::error!("after a reset that turned the PMR off: {e}");
+                }
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// The object of the PMR, if it was off since this was asked last: what was stored there before is not known to be persistent.
+    pub(crate) fn was_interrupted(&mut self) -> Option<u64> {
+        std::mem::take(&mut self.interrupted).then_some(self.pmr.as_ref()?.0)
     }
 
     /// Has `signal` raised before each reset of the device.
@@ -154,5 +185,13 @@ impl Backing for FileBacking {
 
     fn reset_noticed(&mut self) {
         self.noticed = self.resets.load(Ordering::Acquire);
+    }
+
+    fn revive_memory(&mut self, object: u64) {
+        if self.pmr.as_ref().is_some_and(|(pmr, _)| *pmr == object)
+            && let Err(e) = self.pmr_barrier()
+        {
+            tracing::error!("{e}");
+        }
     }
 }

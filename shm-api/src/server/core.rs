@@ -6,7 +6,6 @@ use std::sync::Arc;
 use nvme_driver::clock::SystemClock;
 use nvme_driver::disk::{Disk, DiskError};
 use nvme_driver::mem::Mapping;
-use nvme_driver::pmr::Pmr;
 use p2p::backing::BackingError;
 use p2p::windows::{ClientId, Config, Scope, Windows, WindowsError};
 
@@ -63,8 +62,6 @@ pub(crate) struct Core {
     pub(super) next_raw: u64,
     /// Bytes of memory of their own that the peers of each user have.
     pub(super) peer_memory: BTreeMap<u32, u64>,
-    /// The drive's PMR, which is an object.
-    pub(super) pmr: Option<Arc<Pmr>>,
     /// Raw memory that nobody has any more and of which pages are in quarantine. Its numbers are not used again.
     pub(super) leaving: Vec<u64>,
     pub(super) closed: VecDeque<u64>,
@@ -143,7 +140,6 @@ impl Core {
             allocations: BTreeMap::new(),
             next_raw: 1,
             peer_memory: BTreeMap::new(),
-            pmr: None,
             leaving: Vec::new(),
             closed: VecDeque::new(),
             jobs: Vec::new(),
@@ -195,6 +191,7 @@ impl Core {
         let polled = self.windows.poll(&mut self.backing, now);
         (self.pending, self.deadline) = (polled.pending, polled.deadline);
         let mut busy = polled.worked;
+        self.note_interruption();
         self.leaving.retain(|object| !self.windows.remove_object(*object));
         self.step_leases(|id| {
             let ring = sessions.get(&id).and_then(|s| s.ring.as_ref());
@@ -399,6 +396,23 @@ impl Core {
         while self.pending && clock().saturating_sub(started) < LAST_MOVES {
             self.step(&mut nobody, clock());
         }
+        let mut first_error = self.commit_all();
+        let mut persistent = self.backing.pmr_barrier();
+        if self.note_interruption() {
+            // What was in the host cache is there still.
+            first_error = self.commit_all();
+            persistent = self.backing.pmr_barrier();
+        }
+        if let Err(e) = persistent {
+            tracing::error!("what was written to the PMR may not be persistent: {e}");
+        }
+        drop(self.windows);
+        self.backing.fs.unmount()?;
+        first_error.map_or(Ok(()), |e| Err(e.into()))
+    }
+
+    /// Writes back what is dirty of every object that has a name or is memory. The first failure.
+    fn commit_all(&mut self) -> Option<WindowsError> {
         let objects: std::collections::BTreeSet<u64> = self.windows.iter().map(|(_, w)| w.object).collect();
         let mut first_error = None;
         for object in objects {
@@ -411,14 +425,7 @@ impl Core {
                 first_error.get_or_insert(e);
             }
         }
-        if let Some(pmr) = &self.pmr
-            && let Err(e) = pmr.barrier()
-        {
-            tracing::error!("what was written to the PMR may not be persistent: {e}");
-        }
-        drop(self.windows);
-        self.backing.fs.unmount()?;
-        first_error.map_or(Ok(()), |e| Err(e.into()))
+        first_error
     }
 
     /// Queues work whose answer goes to a client. Gives it back if the client has too much under way already.

@@ -351,7 +351,12 @@ impl Core {
         *known = losses.events;
         self.windows.losses_reported(ino);
         if self.allocations.contains_key(&ino) {
-            let text = "the device whose memory this was is gone, and what was not in the host cache is lost with it";
+            let text = if self.windows.has_memory(ino) && !self.windows.memory_is_gone(ino) {
+                "the drive was reset and its PMR with it, and bytes that were written there and not yet committed may be lost; write them \
+                 again and commit"
+            } else {
+                "the device whose memory this was is gone, and what was not in the host cache is lost with it"
+            };
             return Err(WireError::new(ErrorCode::DataLost, text));
         }
         let text = "the device was reset, and bytes of this file that were written and not yet committed are lost with its CMB; \

@@ -73,7 +73,7 @@ impl Core {
             kind,
         };
         self.add_memory(PMR, memory, window, self.server_uid, "")?;
-        self.pmr = Some(Arc::clone(pmr));
+        self.backing.add_pmr(PMR, pmr);
         Ok(())
     }
 
@@ -110,7 +110,7 @@ impl Core {
             }
             m::MEMORY_PMR if !name.is_empty() => invalid("the PMR has no name".to_owned()),
             m::MEMORY_PMR => {
-                if self.pmr.is_none() {
+                if !self.windows.has_memory(PMR) {
                     let text = "this server serves no PMR: the device has none, or it could not be enabled";
                     return Err(WireError::new(ErrorCode::NotFound, text));
                 }
@@ -271,14 +271,24 @@ impl Core {
     }
 
     /// Makes what was committed to an object of device memory persistent, if the memory is; its size. `None`: it is a file.
-    pub(super) fn sync_memory(&self, object: u64) -> Option<Result<u64, WireError>> {
-        let a = self.allocations.get(&object)?;
-        Some(match self.pmr.as_ref().filter(|_| object == PMR) {
-            Some(pmr) => {
-                let done = pmr.barrier().map(|()| a.len);
-                done.map_err(|e| WireError::new(ErrorCode::Device, e.to_string()))
-            }
-            None => Ok(a.len),
-        })
+    /// If it was off meanwhile that is a loss ([`none_lost`](Self::none_lost) tells of it), and all that is in the host cache is to be
+    /// committed again.
+    pub(super) fn sync_memory(&mut self, object: u64) -> Option<Result<u64, WireError>> {
+        let len = self.allocations.get(&object)?.len;
+        if object != PMR {
+            return Some(Ok(len));
+        }
+        let done = self.backing.pmr_barrier();
+        self.note_interruption();
+        Some(done.map(|()| len).map_err(|e| WireError::new(ErrorCode::Device, e.to_string())))
+    }
+
+    /// Has the windows know if the PMR was off.
+    pub(super) fn note_interruption(&mut self) -> bool {
+        let interrupted = self.backing.was_interrupted();
+        if let Some(object) = interrupted {
+            self.windows.memory_interrupted(object);
+        }
+        interrupted.is_some()
     }
 }

@@ -3,6 +3,7 @@
 use nvme_driver::controller::ControllerOptions;
 use nvme_driver::pmr::{Health, Pmr, PmrError};
 use nvme_driver::queue::Data;
+use nvme_driver::spec::regs;
 
 use crate::driver::{Io, controller};
 use crate::lab::{Case, Outcome, expect, pattern};
@@ -41,6 +42,25 @@ fn pmr() -> Outcome {
         pmr.read(4096, &mut got)?;
         expect(got == bytes, "the PMR's bytes are gone after a controller reset")?;
         expect(matches!(Pmr::enable(&controller), Err(PmrError::InUse(_))), "two handles")?;
+        // A function level reset leaves it on or off, as the function likes; its bytes are there, and so is it.
+        controller.function().reset()?;
+        controller.reset(controller.epoch())?;
+        match pmr.barrier() {
+            Ok(()) => println!("the function level reset left the PMR on"),
+            Err(PmrError::Interrupted(_)) => println!("the function level reset turned the PMR off"),
+            Err(e) => return Err(e.into()),
+        }
+        // Turned off behind the driver's back it is on again with the next barrier, which says so.
+        controller.function().write32(0, regs::PMRMSCL, 0)?;
+        controller.function().write32(0, regs::PMRCTL, 0)?;
+        let told = pmr.barrier();
+        expect(matches!(told, Err(PmrError::Interrupted(_))), format!("it was off, and {told:?}"))?;
+        pmr.barrier()?;
+        pmr.read(4096, &mut got)?;
+        expect(got == bytes, "the PMR's bytes are gone after it was off")?;
+        let mut io = Io::new(&controller, bytes.len())?;
+        io.write(200, Data { address: at + 4096, len: bytes.len() })?;
+        expect(io.get(200, bytes.len())? == bytes, "what the drive took from the PMR after that differs")?;
     }
     let pmr = Pmr::enable(&controller)?;
     for at in [4096, 8 << 20] {
