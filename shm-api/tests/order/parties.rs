@@ -126,7 +126,7 @@ impl Party {
 
     fn write(&mut self, at: Location) -> Done {
         self.map(at)?;
-        let (mut slow, half) = (self.below(60) == 0, self.below(8) * 8);
+        let (mut slow, half) = (self.below(30) == 0, self.below(8) * 8);
         let Self { number, stamps, history, maps, .. } = self;
         let Some(map) = &maps[at.object()] else { return Ok(()) };
         // Each attempt has a stamp of its own: one that was fenced may have happened, and be written over before the next.

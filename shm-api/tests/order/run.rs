@@ -32,6 +32,9 @@ use crate::parties::open;
 
 pub const GRACE: Duration = Duration::from_millis(5);
 const PARTIES: usize = 4;
+/// Operations that a storm goes on for when its time is over, but no longer than so.
+const ENOUGH: usize = 12_000;
+const LONGEST: Duration = Duration::from_secs(20);
 const OBJECT: u64 = (WINDOWS * WINDOW) as u64;
 
 #[derive(Clone, Copy)]
@@ -184,7 +187,7 @@ fn run(seed: u64, size: Size) {
     let mut random = Xoshiro256PlusPlus::seed_from_u64(seed ^ 0x4e0);
     let until = Instant::now() + size.lasts;
     let mut harmed = [0; 2];
-    while Instant::now() < until {
+    while Instant::now() < until || !storm.has_done_enough() && Instant::now() < until + LONGEST {
         eye.revoke(&mut random);
         if random.next_u64().is_multiple_of(64) {
             storm.harm(&mut random, &mut harmed);
@@ -237,6 +240,12 @@ fn run(seed: u64, size: Size) {
 }
 
 impl Storm {
+    fn has_done_enough(&self) -> bool {
+        let alive = self.parties.iter().map(|party| &party.history);
+        let all = alive.chain(self.dead.iter().map(|(history, _)| history));
+        all.map(|history| History::open(history).len()).sum::<usize>() >= ENOUGH
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
