@@ -5,7 +5,7 @@
 //! * [`nvme_driver`]: PCI function, controller, queues, DMA memory, CMB, the emulated controller: [`open`], [`DeviceUrl`], [`Disk`]
 //! * [`extent_fs`]: the filesystem: [`Filesystem`]
 //! * [`p2p`]: windows over the CMB, generations, peers, revocation
-//! * [`shm_api`]: server and client in separate processes: [`Client`], [`File`], [`Mapped`], [`Peer`]
+//! * [`shm_api`]: server and client in separate processes: [`Client`], [`File`], [`Mapped`], [`Peer`], [`PeerDrive`]
 //!
 //! ```
 //! use cmbfs::{Client, Filesystem, FormatOptions, MountOptions, OpenMode, OpenOptions, Server, ServerOptions};
@@ -52,10 +52,10 @@ pub use nvme_driver::disk::{Disk, DiskError};
 pub use nvme_driver::url::DeviceUrl;
 pub use nvme_driver::{Device, OpenError, OpenOptions, open};
 pub use shm_api::client::{
-    Client, ClientError, CommitReport, DeviceState, File, Mapped, OpenMode, PathCounts, Peer, PeerList,
-    PeerTransfer, PeerWindow, RevokeReport, ServerInfo, Stat as ClientStat, Status,
+    Client, ClientError, CommitReport, DeviceState, File, Mapped, OpenMode, PathCounts, Peer, PeerDrive,
+    PeerList, PeerTransfer, PeerWindow, RevokeReport, ServerInfo, Stat as ClientStat, Status,
 };
-pub use shm_api::server::{Server, ServerError, ServerOptions, StopHandle};
+pub use shm_api::server::{PeerDevice, Server, ServerError, ServerOptions, StopHandle};
 pub use shm_api::{PlacedBy, Placement};
 
 /// Makes an empty filesystem; everything on the device is lost. Its root directory belongs to this process's effective user and

@@ -227,7 +227,7 @@ fn late_dma(own: bool, fence: Fence) -> (Scene, CopyId) {
 #[test]
 fn late_dma_of_another_controller_faults_in_the_iommu() {
     let (s, late) = late_dma(false, Fence::Unmap);
-    assert!(matches!(s.finish(late), CopyState::Failed(_)));
+    assert!(matches!(s.finish(late), CopyState::GivenUp(_)));
     assert_eq!(s.drive.emulated.domain().counters().faults, 1);
 }
 
@@ -235,11 +235,11 @@ fn late_dma_of_another_controller_faults_in_the_iommu() {
 fn where_unmapping_is_no_fence_the_queue_goes_and_its_commands_with_it() {
     // Its own CMB: no IOMMU in between, whatever the topology says of others.
     let (mut s, late) = late_dma(true, Fence::Unmap);
-    assert!(matches!(s.finish(late), CopyState::Failed(why) if why.contains("given up")));
+    assert!(matches!(s.finish(late), CopyState::GivenUp(why) if why.contains("given up")));
     assert_eq!(s.drive.emulated.domain().counters().faults, 0);
     // Another device's memory that requests may reach past the IOMMU: nothing is left that could try.
     let (t, late) = late_dma(false, Fence::Queue);
-    assert!(matches!(t.finish(late), CopyState::Failed(why) if why.contains("given up")));
+    assert!(matches!(t.finish(late), CopyState::GivenUp(why) if why.contains("given up")));
     assert_eq!(t.drive.emulated.domain().counters().faults, 0);
     // It comes back with the next command.
     let m = s.map(false);

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::Args;
 use cmbfs::nvme_driver::pci::PciAddress;
 use cmbfs::nvme_driver::topology::{Answer, Fence, Hop, Route, Topology, Verdict};
+use cmbfs::shm_api::client::{DriveState, PeerInfo};
 use cmbfs::{DeviceUrl, PeerList};
 use serde::Serialize;
 
@@ -90,14 +91,30 @@ fn list(server: &Server, path: Option<OsString>, json: bool) -> Result<(), Failu
     Ok(out.flush()?)
 }
 
+/// Peers, with what they moved.
+pub(crate) fn print_peers(peers: &[PeerInfo], out: &mut impl Write) -> io::Result<()> {
+    writeln!(out, "{:<5} {:>9} {:>11} {:>11}  name", "peer", "mappings", "by DMA", "by copying")?;
+    for peer in peers {
+        let (direct, bounced) = (Bytes(peer.direct_bytes).to_string(), Bytes(peer.bounced_bytes).to_string());
+        let name = one_line(&peer.name);
+        let about = peer.drive.map(about_drive).unwrap_or_default();
+        writeln!(out, "{:<5} {:>9} {direct:>11} {bounced:>11}  {name}{about}", peer.peer, peer.mappings)?;
+    }
+    Ok(())
+}
+
+fn about_drive(drive: DriveState) -> String {
+    let blocks = if drive.writable { "its blocks may be read and written" } else { "its blocks may be read" };
+    let way = if drive.direct { "" } else { ", no way to the CMB" };
+    let state = if drive.failed { ", failed" } else { "" };
+    format!(" ({blocks}{way}{state})")
+}
+
 fn print_list(list: &PeerList, out: &mut impl Write) -> io::Result<()> {
     if list.peers.is_empty() {
         return writeln!(out, "no peers");
     }
-    writeln!(out, "{:<5} {:>9}  name", "peer", "mappings")?;
-    for peer in &list.peers {
-        writeln!(out, "{:<5} {:>9}  {}", peer.peer, peer.mappings, one_line(&peer.name))?;
-    }
+    print_peers(&list.peers, out)?;
     if !list.mappings.is_empty() {
         writeln!(out)?;
         writeln!(

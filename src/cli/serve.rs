@@ -9,7 +9,8 @@ use std::time::Duration;
 use clap::Args;
 use cmbfs::nvme_driver::pmr::Pmr;
 use cmbfs::nvme_driver::url::{format_size, parse_size};
-use cmbfs::{Device, Placement, Server, ServerOptions};
+use cmbfs::shm_api::server::PeerDevice;
+use cmbfs::{Device, DeviceUrl, Placement, Server, ServerOptions};
 
 use super::device;
 use super::failure::{Failure, one_line};
@@ -19,11 +20,17 @@ use super::units::Bytes;
 /// Share a filesystem with other processes until SIGINT or SIGTERM
 ///
 /// A drive with a Persistent Memory Region has it enabled, for clients to open.
+///
+/// With --peer, other drives: clients of root and of this server's own user have their blocks read into windows by their own DMA, so that
+/// no byte passes host memory; where there is no way for that the bytes are copied, and it is said why. With --peer-write the blocks
+/// may be written too, and whatever is on such a drive is not looked at. At the start the last 4 KiB of a drive are read into the CMB,
+/// and with --peer-write written back as they were, to see whether its DMA arrives.
+///
 /// Prints one line that starts with "serving" once clients can connect. Ends with everything written back and durable.
 /// Begins by removing what killed puts and copies left unfinished: files named as .NAME.put-1a2b-345, which nobody else should be.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  cmbfs serve 'emu:disk.img?cmb=64M' --socket /tmp/cmbfs.sock\n  cmbfs serve pci:0000:01:00.0 --socket /run/cmbfs.sock --window 64K --host-cache 4G"
+    after_help = "Examples:\n  cmbfs serve 'emu:disk.img?cmb=64M' --socket /tmp/cmbfs.sock\n  cmbfs serve pci:0000:01:00.0 --socket /run/cmbfs.sock --window 64K --host-cache 4G\n  cmbfs serve pci:0000:01:00.0 --socket /run/cmbfs.sock --peer pci:0000:02:00.0"
 )]
 pub(crate) struct Serve {
     /// The device's URL
@@ -44,6 +51,12 @@ pub(crate) struct Serve {
     /// the filesystem (`cmbfs placement`, `mkfs --placement`), and else to what was measured
     #[arg(long, value_name = "WHERE", default_value_t = Placement::Auto)]
     placement: Placement,
+    /// Another drive as a peer, by its URL: its blocks may be read into windows. May be given more than once
+    #[arg(long, value_name = "URL")]
+    peer: Vec<OsString>,
+    /// The same, and windows may be written to its blocks: what is there is overwritten. May be given more than once
+    #[arg(long, value_name = "URL")]
+    peer_write: Vec<OsString>,
 }
 
 pub(crate) fn size(text: &str) -> Result<u64, String> {
@@ -76,6 +89,38 @@ fn enable_pmr(device: &Device) -> (Option<Arc<Pmr>>, String) {
     }
 }
 
+/// Opens the drives that are to be peers of windows on `served`.
+fn open_peers(
+    read: Vec<OsString>,
+    write: Vec<OsString>,
+    (served_url, served): (&DeviceUrl, &Device),
+) -> Result<Vec<PeerDevice>, Failure> {
+    let (read, write) = (read.into_iter().map(|arg| (arg, false)), write.into_iter().map(|arg| (arg, true)));
+    let asked = read.chain(write).map(|(arg, writable)| Ok((device::url(arg)?, writable)));
+    let asked: Vec<(DeviceUrl, bool)> = asked.collect::<Result<_, Failure>>()?;
+    let mut peers = Vec::new();
+    for (nth, (url, writable)) in asked.iter().enumerate() {
+        if device::is_same(url, served_url) {
+            return Err(Failure::usage(format!("{url} is the device that is served"))
+                .hint("a peer is another drive: this one's files are reached by their paths"));
+        }
+        if asked.iter().take(nth).any(|(other, _)| device::is_same(url, other)) {
+            return Err(Failure::usage(format!("{url} is named as a peer twice")));
+        }
+        let opened = device::open_peer(url)?;
+        peers.push(PeerDevice::open(opened, served, *writable)?);
+    }
+    Ok(peers)
+}
+
+/// What there is to say of a peer.
+fn about(peer: &PeerDevice) -> String {
+    let blocks = if peer.writable { "read and written" } else { "read" };
+    let way =
+        peer.obstacle.as_ref().map(|o| format!(", through host memory: {}: {}", o.reason, one_line(&o.text)));
+    format!(", peer {} to be {blocks}{}", one_line(&peer.name), way.unwrap_or_default())
+}
+
 /// Mounts the filesystem and listens. Clients can connect from here on.
 pub(crate) fn prepare(device: &Device, options: ServerOptions) -> Result<Server, Failure> {
     let mut fs = device::mount(device)?;
@@ -92,9 +137,12 @@ impl Serve {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let url = device::url(self.device)?;
         let device = device::open_to_serve(&url)?;
+        let peers = open_peers(self.peer, self.peer_write, (&url, &device))?;
+        let peers_text: String = peers.iter().map(about).collect();
         let (pmr, pmr_text) = enable_pmr(&device);
         let options = ServerOptions {
             pmr,
+            peers,
             grace: Duration::from_millis(self.grace_ms),
             window_size: self.window,
             host_cache: self.host_cache,
@@ -107,7 +155,7 @@ impl Serve {
             .map_or("no CMB: everything from the host cache".to_owned(), |bytes| format!("CMB of {bytes}"));
         let mut out = std::io::stdout();
         let (socket, id) = (self.socket.display(), std::process::id());
-        writeln!(out, "serving {url} on {socket} (process {id}, {cmb}{pmr_text})")?;
+        writeln!(out, "serving {url} on {socket} (process {id}, {cmb}{pmr_text}{peers_text})")?;
         out.flush()?;
         Ok(server.run()?)
     }

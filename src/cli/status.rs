@@ -4,10 +4,12 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use clap::Args;
+use cmbfs::shm_api::client::PeerInfo;
 use cmbfs::{DeviceState, ServerInfo, Status as Counters};
 use serde::Serialize;
 
 use super::failure::{Failure, one_line};
+use super::peers;
 use super::server::Timeout;
 use super::units::{Bytes, Count};
 
@@ -29,12 +31,14 @@ pub(crate) struct Status {
 struct Report {
     server: ServerInfo,
     status: Counters,
+    peers: Vec<PeerInfo>,
 }
 
 impl Status {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let client = self.timeout.on(self.socket).connect()?;
-        let report = Report { server: client.info()?, status: client.status()? };
+        let report =
+            Report { server: client.info()?, status: client.status()?, peers: client.peers()?.peers };
         let mut out = io::BufWriter::new(io::stdout().lock());
         if self.json {
             serde_json::to_writer_pretty(&mut out, &report)?;
@@ -107,6 +111,10 @@ impl Report {
         writeln!(out, "{:<10} {:>8} {:>8} {:>8}", "client", "process", "uid", "windows")?;
         for c in &s.people {
             writeln!(out, "{:<10} {:>8} {:>8} {:>8}", c.client, c.pid, c.uid, c.windows)?;
+        }
+        if !self.peers.is_empty() {
+            writeln!(out)?;
+            peers::print_peers(&self.peers, out)?;
         }
         if !s.paths.is_empty() {
             writeln!(out)?;

@@ -28,6 +28,9 @@ pub enum CopyState {
     Done,
     /// Faulted, refused or stopped; nothing is known about its bytes.
     Failed(String),
+    /// Cut off, for reasons that are not its own: its mapping was taken back, or its queue with it. Nothing is known about its bytes
+    /// either, and nothing becomes of it any more; it may be asked for again.
+    GivenUp(String),
 }
 
 /// What the engine has done.
@@ -175,7 +178,7 @@ impl EmulatedEngine {
             match self.take_result(id) {
                 Some(CopyState::Done) => return Ok(()),
                 Some(CopyState::Queued) if stepped > 0 => {}
-                Some(CopyState::Failed(reason)) => {
+                Some(CopyState::Failed(reason) | CopyState::GivenUp(reason)) => {
                     return Err(PeerError::Transfer { peer: self.name.clone(), reason });
                 }
                 _ => {

@@ -3,12 +3,15 @@
 //! * [`Mapper`]: what a peer's runtime provides: map, unmap, stop, drain
 //! * [`EmulatedEngine`]: a DMA engine behind an IOMMU domain of its own, with memory of its own
 //! * [`NvmePeer`]: another NVMe controller, whose drive reads into windows and writes from them
+//! * [`DriveTransfer`]: as many commands of such a controller as it takes for a range; [`try_out`]: whether what they move arrives
 //! * [`ExternalPeer`]: a GPU, a NIC or whatever has a runtime that implements [`ExternalDevice`]
 //! * `addresses`: I/O virtual addresses that come round as late as possible
 mod addresses;
 mod emulated;
 mod external;
 mod nvme;
+mod transfer;
+mod trial;
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,6 +22,8 @@ use nvme_driver::pci::DmaAccess;
 pub use emulated::{CopyId, CopyState, EmulatedEngine, EngineCounters};
 pub use external::{CmbExporter, Exporter, ExternalDevice, ExternalPeer, Import, SharedMemoryExporter};
 pub use nvme::NvmePeer;
+pub use transfer::DriveTransfer;
+pub use trial::try_out;
 
 /// A peer could not do what was asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -49,6 +54,28 @@ pub enum PeerError {
         /// The peer.
         peer: String,
         /// What happened.
+        reason: String,
+    },
+    /// The window is not the peer's any more, or its commands were cut off for another's sake: map it again, and ask again.
+    #[error("{peer}: {reason}")]
+    Revoked {
+        /// The peer.
+        peer: String,
+        /// What happened.
+        reason: String,
+    },
+    /// It has as much to do as it can take: ask again when something is done.
+    #[error("{peer} is busy: ask again")]
+    Busy {
+        /// The peer.
+        peer: String,
+    },
+    /// The device failed, or is gone.
+    #[error("{peer} failed: {reason}")]
+    Drive {
+        /// The peer.
+        peer: String,
+        /// How.
         reason: String,
     },
 }

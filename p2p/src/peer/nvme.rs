@@ -10,12 +10,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use nvme_driver::controller::{Controller, ControllerError};
+use nvme_driver::dma::DmaBuffer;
 use nvme_driver::io_queue::IoQueue;
 use nvme_driver::mem::{Mapping, PAGE};
 use nvme_driver::pci::DmaAccess;
-use nvme_driver::queue::Data;
+use nvme_driver::queue::{Data, SubmitError};
 use nvme_driver::topology::Fence;
 
 use super::addresses::Addresses;
@@ -25,6 +27,10 @@ use super::{CopyId, CopyState, Mapper, PeerError};
 const RESULTS: usize = 4096;
 /// Completions taken at a time.
 const REAP: usize = 64;
+/// Polls, while commands are in flight, between two looks at the clock.
+const POLLS: u32 = 16;
+/// How often the controller itself is looked at, so that one that is gone is noticed long before its commands are late.
+const HEALTH: Duration = Duration::from_secs(1);
 
 /// A range of a window's memory as the controller reaches it.
 #[derive(Debug)]
@@ -35,11 +41,32 @@ struct Lent {
     memory: Option<Arc<Mapping>>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct InFlight {
     id: CopyId,
     iova: u64,
     len: u64,
+    /// Where its data is, if it is not lent memory.
+    memory: Memory,
+}
+
+/// What a command's data is in. It is kept for as long as the controller may touch it.
+#[derive(Clone, Debug)]
+enum Memory {
+    /// A mapped window.
+    Lent,
+    /// Host memory of the controller's own arena.
+    Buffer(#[expect(dead_code, reason = "kept, not looked at")] Arc<DmaBuffer>),
+    /// There is none.
+    None,
+}
+
+/// An I/O command.
+#[derive(Clone, Copy, Debug)]
+enum Command {
+    Read { lba: u64, blocks: u32 },
+    Write { lba: u64, blocks: u32 },
+    Flush,
 }
 
 #[derive(Debug)]
@@ -53,6 +80,11 @@ struct State {
     stopped: Vec<(u64, u64)>,
     results: VecDeque<(CopyId, CopyState)>,
     next_id: u64,
+    polls: u32,
+    /// When the controller was last looked at.
+    health: Duration,
+    /// No more commands: it is being given back.
+    closed: bool,
 }
 
 /// An NVMe controller as a peer. Shared: one handle goes to the registry as its [`Mapper`], others submit.
@@ -77,6 +109,9 @@ impl NvmePeer {
             stopped: Vec::new(),
             results: VecDeque::new(),
             next_id: 0,
+            polls: 0,
+            health: controller.clock().now(),
+            closed: false,
         };
         Ok(Self {
             name: format!("NVMe controller {}", controller.name()),
@@ -90,8 +125,33 @@ impl NvmePeer {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The same peer under another name.
+    #[must_use]
+    pub fn named(self, name: &str) -> Self {
+        Self { name: name.to_owned(), ..self }
+    }
+
+    /// Its controller.
+    pub fn controller(&self) -> &Arc<Controller> {
+        &self.controller
+    }
+
+    /// Bytes of a logical block of its drive, and how many blocks there are.
+    pub fn geometry(&self) -> Result<(u32, u64), PeerError> {
+        let namespace = self.controller.namespace().map_err(|e| self.broken(e.to_string()))?;
+        Ok((namespace.block_size, namespace.blocks))
+    }
+
     fn refuse(&self, reason: impl Into<String>) -> PeerError {
         PeerError::Transfer { peer: self.name.clone(), reason: reason.into() }
+    }
+
+    fn revoked(&self, reason: &str) -> PeerError {
+        PeerError::Revoked { peer: self.name.clone(), reason: reason.to_owned() }
+    }
+
+    pub(super) fn broken(&self, reason: String) -> PeerError {
+        PeerError::Drive { peer: self.name.clone(), reason }
     }
 
     /// Sends a read command: `len` bytes from logical block `lba` of the drive to `iova`, inside one mapping.
@@ -104,12 +164,65 @@ impl NvmePeer {
         self.submit(lba, iova, len, false)
     }
 
+    /// Sends a command between the drive and `len` bytes from `offset` of host memory that its controller reaches; `into` the memory.
+    pub fn move_through_host(
+        &self,
+        lba: u64,
+        (buffer, offset): (&Arc<DmaBuffer>, usize),
+        len: usize,
+        into: bool,
+    ) -> Result<CopyId, PeerError> {
+        if offset.checked_add(len).is_none_or(|end| end > buffer.len()) {
+            return Err(
+                self.refuse(format!("{len} bytes at {offset} are not in a buffer of {}", buffer.len()))
+            );
+        }
+        let command = self.command(lba, len, into)?;
+        let mut state = self.state();
+        self.send(
+            &mut state,
+            command,
+            (buffer.bus_address() + offset as u64, len),
+            Memory::Buffer(Arc::clone(buffer)),
+        )
+    }
+
+    /// Sends a flush: what was written to the drive by commands that are done becomes durable.
+    pub fn flush(&self) -> Result<CopyId, PeerError> {
+        let mut state = self.state();
+        self.send(&mut state, Command::Flush, (0, 0), Memory::None)
+    }
+
+    /// Ends its queue, and takes no more commands: none does anything any more when this returns.
+    pub fn close(&self) {
+        let mut state = self.state();
+        state.closed = true;
+        state.end_queue("the peer is given back");
+    }
+
     /// `into`: towards the window.
     fn submit(&self, lba: u64, iova: u64, len: usize, into: bool) -> Result<CopyId, PeerError> {
-        let namespace = self.controller.namespace().map_err(|e| self.refuse(e.to_string()))?;
-        let (nsid, block) = (namespace.nsid, namespace.block_size as usize);
         let end =
             iova.checked_add(len as u64).ok_or_else(|| self.refuse("the address range wraps around"))?;
+        let command = self.command(lba, len, into)?;
+        let mut state = self.state();
+        if state.stopped.iter().any(|(s, e)| *s < end && iova < *e) {
+            return Err(self.revoked("the mapping is being revoked; map the window again"));
+        }
+        let Some((_, lent)) = state.lent_at(iova, end) else {
+            return Err(self.revoked("nothing is mapped for it there"));
+        };
+        // In its own CMB there is no IOMMU that would refuse.
+        if lent.memory.is_none() && into && !lent.access.writable() {
+            return Err(self.refuse("the mapping is for reading only"));
+        }
+        self.send(&mut state, command, (iova, len), Memory::Lent)
+    }
+
+    /// The command that moves `len` bytes from block `lba` on, if that makes sense.
+    fn command(&self, lba: u64, len: usize, into: bool) -> Result<Command, PeerError> {
+        let (block, blocks_there) = self.geometry()?;
+        let block = block as usize;
         let blocks = u32::try_from(len / block).unwrap_or(u32::MAX);
         if len == 0 || !len.is_multiple_of(block) || len > self.controller.max_transfer() {
             let most = self.controller.max_transfer();
@@ -117,34 +230,44 @@ impl NvmePeer {
                 self.refuse(format!("{len} bytes in one command: a multiple of {block}, at most {most}"))
             );
         }
-        if lba.checked_add(blocks.into()).is_none_or(|end| end > namespace.blocks) {
+        if lba.checked_add(blocks.into()).is_none_or(|end| end > blocks_there) {
             return Err(self.refuse(format!("{blocks} blocks at LBA {lba} are not on the drive")));
         }
-        let mut state = self.state();
-        if state.stopped.iter().any(|(s, e)| *s < end && iova < *e) {
-            return Err(self.refuse("the mapping is being revoked; map the window again"));
+        Ok(if into { Command::Read { lba, blocks } } else { Command::Write { lba, blocks } })
+    }
+
+    fn send(
+        &self,
+        state: &mut State,
+        command: Command,
+        (address, len): (u64, usize),
+        memory: Memory,
+    ) -> Result<CopyId, PeerError> {
+        if state.closed {
+            return Err(self.broken("it is given back".to_owned()));
         }
-        let inside = state.lent.range(..=iova).next_back().filter(|(start, lent)| end <= **start + lent.len);
-        let Some((_, lent)) = inside else { return Err(self.refuse("nothing is mapped for it there")) };
-        // In its own CMB there is no IOMMU that would refuse.
-        if lent.memory.is_none() && into && !lent.access.writable() {
-            return Err(self.refuse("the mapping is for reading only"));
+        let nsid = self.controller.namespace().map_err(|e| self.broken(e.to_string()))?.nsid;
+        if state.queue.as_ref().is_some_and(IoQueue::is_gone) {
+            state.end_queue("the controller was reset");
         }
-        state.next_id += 1;
-        let id = CopyId(state.next_id);
         let queue = match &mut state.queue {
             Some(queue) => queue,
-            none => none.insert(self.controller.create_queue().map_err(|e| self.refuse(e.to_string()))?),
+            none => none.insert(self.controller.create_queue().map_err(|e| self.broken(e.to_string()))?),
         };
-        let data = Data { address: iova, len };
-        let sent = if into {
-            queue.read(nsid, lba, blocks, data, id.0)
-        } else {
-            queue.write(nsid, lba, blocks, data, id.0)
+        let id = CopyId(state.next_id + 1);
+        let data = Data { address, len };
+        let sent = match command {
+            Command::Read { lba, blocks } => queue.read(nsid, lba, blocks, data, id.0),
+            Command::Write { lba, blocks } => queue.write(nsid, lba, blocks, data, id.0),
+            Command::Flush => queue.flush(nsid, id.0),
         };
-        sent.map_err(|e| self.refuse(e.to_string()))?;
-        queue.ring();
-        state.in_flight.push(InFlight { id, iova, len: len as u64 });
+        match sent {
+            Ok(_) => queue.ring(),
+            Err(SubmitError::Full) => return Err(PeerError::Busy { peer: self.name.clone() }),
+            Err(e) => return Err(self.refuse(e.to_string())),
+        }
+        state.next_id = id.0;
+        state.in_flight.push(InFlight { id, iova: address, len: len as u64, memory });
         Ok(id)
     }
 
@@ -155,8 +278,13 @@ impl NvmePeer {
 
     /// How a command stands; `None` if it was never sent, or its result was asked for already.
     pub fn take_result(&self, id: CopyId) -> Option<CopyState> {
+        self.poll();
+        self.taken(id)
+    }
+
+    /// The same of what was polled already.
+    pub(super) fn taken(&self, id: CopyId) -> Option<CopyState> {
         let mut state = self.state();
-        state.poll();
         if let Some(at) = state.results.iter().position(|(i, _)| *i == id) {
             return state.results.remove(at).map(|(_, r)| r);
         }
@@ -165,6 +293,11 @@ impl NvmePeer {
 }
 
 impl State {
+    /// What is lent and holds all of a range.
+    fn lent_at(&self, iova: u64, end: u64) -> Option<(&u64, &Lent)> {
+        self.lent.range(..=iova).next_back().filter(|(start, lent)| end <= **start + lent.len)
+    }
+
     fn poll(&mut self) -> usize {
         let Some(queue) = &mut self.queue else { return 0 };
         if queue.is_gone() {
@@ -176,15 +309,49 @@ impl State {
         for d in done {
             let Some(at) = self.in_flight.iter().position(|c| c.id.0 == d.token) else { continue };
             let command = self.in_flight.swap_remove(at);
-            let state =
-                if d.status.is_success() { CopyState::Done } else { CopyState::Failed(d.status.to_string()) };
+            // Some controllers report success for a DMA that faulted: where the mapping is gone a status means nothing.
+            let cut_off = matches!(command.memory, Memory::Lent)
+                && self.lent_at(command.iova, command.iova + command.len).is_none();
+            let state = match d.status.is_success() {
+                _ if cut_off => {
+                    CopyState::GivenUp("its mapping was taken back before it was done".to_owned())
+                }
+                true => CopyState::Done,
+                false => CopyState::Failed(d.status.to_string()),
+            };
             self.note(command.id, state);
         }
         if let Err(e) = reaped {
             // Whose completion that was is unknown, so any of the commands may be waited for in vain.
             self.end_queue(&e.to_string());
         }
+        self.polls = self.polls.wrapping_add(1);
+        if !self.in_flight.is_empty() && self.polls.is_multiple_of(POLLS) {
+            self.look();
+        }
         self.in_flight.len()
+    }
+
+    /// Looks whether commands are late, and now and then whether the controller still runs.
+    #[cold]
+    fn look(&mut self) {
+        let Some(queue) = &mut self.queue else { return };
+        let controller = Arc::clone(queue.controller());
+        let now = controller.clock().now();
+        let limit = controller.options().io_timeout;
+        let mut late = Vec::new();
+        queue.pair().check_timeouts(now, limit, |_, token| late.push(token));
+        if !late.is_empty() || now.saturating_sub(self.health) >= HEALTH {
+            self.health = now;
+            // Then no command is to blame.
+            if let Err(e) = controller.check() {
+                return self.end_queue(&e.to_string());
+            }
+        }
+        if !late.is_empty() {
+            let why = format!("a command did not complete within {} ms", limit.as_millis());
+            self.end_queue_for(&why, &late);
+        }
     }
 
     fn note(&mut self, id: CopyId, state: CopyState) {
@@ -194,12 +361,21 @@ impl State {
         self.results.push_back((id, state));
     }
 
-    /// Deletes the queue: when this returns, none of its commands does anything any more. (A controller that refuses to delete it is
-    /// reset; one that cannot be reset is cut off from the bus.)
     fn end_queue(&mut self, why: &str) {
+        self.end_queue_for(why, &[]);
+    }
+
+    /// Deletes the queue, because of the commands `to_blame` or for another reason: when this returns, none of its commands does
+    /// anything any more. (A controller that refuses to delete it is reset; one that cannot be reset is cut off from the bus.)
+    fn end_queue_for(&mut self, why: &str, to_blame: &[u64]) {
         drop(self.queue.take());
         for command in std::mem::take(&mut self.in_flight) {
-            self.note(command.id, CopyState::Failed(format!("given up with its queue: {why}")));
+            let state = if to_blame.contains(&command.id.0) {
+                CopyState::Failed(why.to_owned())
+            } else {
+                CopyState::GivenUp(format!("given up with its queue: {why}"))
+            };
+            self.note(command.id, state);
         }
     }
 

@@ -6,6 +6,7 @@
 //! * [`Mapped`]: a range of it in memory; reads, writes and borrows without system calls
 //! * [`Layout`]: block numbers under a lease, for the server's own user
 //! * [`Peer`]: an emulated device that does DMA to mapped windows
+//! * [`PeerDrive`]: another drive of the server's, whose blocks go to mapped windows and come from them, for its own user and root
 //! * [`PathCounts`]: which path the bytes took
 //!
 //! ```no_run
@@ -32,6 +33,7 @@ mod mapped;
 mod memory;
 mod path_counts;
 mod peer;
+mod peer_drive;
 mod refused;
 mod revoke;
 mod silence;
@@ -47,6 +49,7 @@ pub use layout::{Access, BlockState, Extent, Layout, LeaseName, Recall};
 pub use mapped::Mapped;
 pub use path_counts::PathCounts;
 pub use peer::{Peer, PeerInfo, PeerList, PeerMappingInfo, PeerTransfer, PeerWindow};
+pub use peer_drive::{DriveState, PeerDrive};
 pub use revoke::RevokeReport;
 pub use silence::{DEFAULT_PATIENCE, ServerProcess};
 
@@ -273,6 +276,11 @@ impl Client {
     /// The same for a peer whose DMA is not coherent with the processors' caches, as on some fabrics: it reaches windows for reading only.
     pub fn attach_incoherent_peer(&self, local_len: u64) -> Result<Peer, ClientError> {
         Peer::attach(self.clone(), local_len, crate::protocol::messages::PEER_NOT_COHERENT)
+    }
+
+    /// Opens a drive that the server has as a peer (`cmbfs serve --peer`), by its name, which is its URL. For root and the server's own user.
+    pub fn open_drive(&self, name: &str) -> Result<PeerDrive, ClientError> {
+        PeerDrive::open(self.clone(), name)
     }
 
     /// Every peer of the server, and what is mapped for them.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use nvme_driver::mem::{Access, Mapping};
 use p2p::counters::ALL_REASONS;
 
+use super::peer_drive::DriveState;
 use super::{Client, ClientError, File};
 use crate::protocol::Op;
 use crate::protocol::messages::{
@@ -16,9 +17,15 @@ use crate::protocol::records;
 /// A peer attached through this client. Detached when dropped.
 #[derive(Debug)]
 pub struct Peer {
-    client: Client,
-    id: u64,
+    handle: Handle,
     local: Arc<Mapping>,
+}
+
+/// A peer of this connection, of whatever kind. Detached when dropped.
+#[derive(Debug)]
+pub(super) struct Handle {
+    pub(super) client: Client,
+    pub(super) id: u64,
 }
 
 /// A window as the peer sees it.
@@ -54,6 +61,12 @@ pub struct PeerInfo {
     pub name: String,
     /// Windows mapped for it; of one file, if that was asked for.
     pub mappings: u32,
+    /// Bytes that it moved by DMA.
+    pub direct_bytes: u64,
+    /// Bytes of its that went through host memory.
+    pub bounced_bytes: u64,
+    /// What it is, if it is a drive of the server's ([`Client::open_drive`]).
+    pub drive: Option<DriveState>,
 }
 
 /// A window that a peer reaches, as listed.
@@ -96,6 +109,9 @@ impl PeerList {
             peer: p.record.peer,
             name: p.name,
             mappings: p.record.mappings,
+            direct_bytes: p.record.direct,
+            bounced_bytes: p.record.bounced,
+            drive: DriveState::from_flags(p.record.flags),
         });
         let mappings = mappings.iter().map(|r| PeerMappingInfo {
             peer: r.peer,
@@ -123,7 +139,7 @@ impl Peer {
         let len = usize::try_from(body.local_len)
             .map_err(|_| ClientError::Protocol(format!("a peer with {} bytes", body.local_len)))?;
         let local = Mapping::from_fd(fd, 0, len, Access::ReadWrite)?;
-        Ok(Self { client, id: body.peer, local })
+        Ok(Self { handle: Handle { client, id: body.peer }, local })
     }
 
     /// The peer's own memory.
@@ -135,11 +151,44 @@ impl Peer {
     /// ([`Client::peer_memory`]). It stays until nobody has it open, whatever becomes of the peer. From here on its bytes are shared: what the peer or
     /// this client does to them otherwise than through the file is not seen while a window is in the host cache.
     pub fn export(&self, name: &str) -> Result<File, ClientError> {
-        File::memory(self.client.clone(), m::MEMORY_EXPORT, self.id, name)
+        File::memory(self.handle.client.clone(), m::MEMORY_EXPORT, self.handle.id, name)
     }
 
     /// Lets the peer reach the window of `file` that holds `offset`; to write it too if `write`.
     pub fn map(&self, file: &File, offset: u64, write: bool) -> Result<PeerWindow, ClientError> {
+        self.handle.map(file, offset, write)
+    }
+
+    /// The peer copies `len` bytes from `iova` to `local` in its memory. Refused by its IOMMU if the window was revoked.
+    pub fn dma_read(&self, iova: u64, local: u64, len: u64) -> Result<u64, ClientError> {
+        self.handle.dma(iova, local, len, m::DMA_READ)
+    }
+
+    /// The peer copies `len` bytes from `local` in its memory to `iova`.
+    pub fn dma_write(&self, iova: u64, local: u64, len: u64) -> Result<u64, ClientError> {
+        self.handle.dma(iova, local, len, m::DMA_WRITE)
+    }
+
+    /// Brings `len` bytes of `file` from `offset`, all in one mapped window, to `local` in the peer's memory: by its own DMA from the CMB
+    /// where that is possible, else through host memory. Says which of the two it was, and why.
+    pub fn read(&self, file: &File, offset: u64, local: u64, len: u64) -> Result<PeerTransfer, ClientError> {
+        self.handle.copy(Op::PeerRead, "a peer's read", file, offset, local, len)
+    }
+
+    /// Brings `len` bytes at `local` in the peer's memory to `offset` of `file`, all in one window that is mapped for writing: by the
+    /// peer's own DMA, else through host memory, as for [`read`](Self::read).
+    pub fn write(&self, file: &File, offset: u64, local: u64, len: u64) -> Result<PeerTransfer, ClientError> {
+        self.handle.copy(Op::PeerWrite, "a peer's write", file, offset, local, len)
+    }
+
+    /// Takes every window back from the peer: its next DMA faults.
+    pub fn revoke(&self) -> Result<(), ClientError> {
+        self.handle.revoke()
+    }
+}
+
+impl Handle {
+    pub(super) fn map(&self, file: &File, offset: u64, write: bool) -> Result<PeerWindow, ClientError> {
         let request = PeerMapRequest {
             peer: self.id,
             handle: file.inner.handle,
@@ -157,29 +206,7 @@ impl Peer {
         })
     }
 
-    /// The peer copies `len` bytes from `iova` to `local` in its memory. Refused by its IOMMU if the window was revoked.
-    pub fn dma_read(&self, iova: u64, local: u64, len: u64) -> Result<u64, ClientError> {
-        self.dma(iova, local, len, m::DMA_READ)
-    }
-
-    /// The peer copies `len` bytes from `local` in its memory to `iova`.
-    pub fn dma_write(&self, iova: u64, local: u64, len: u64) -> Result<u64, ClientError> {
-        self.dma(iova, local, len, m::DMA_WRITE)
-    }
-
-    /// Brings `len` bytes of `file` from `offset`, all in one mapped window, to `local` in the peer's memory: by its own DMA from the CMB
-    /// where that is possible, else through host memory. Says which of the two it was, and why.
-    pub fn read(&self, file: &File, offset: u64, local: u64, len: u64) -> Result<PeerTransfer, ClientError> {
-        self.copy(Op::PeerRead, "a peer's read", file, offset, local, len)
-    }
-
-    /// Brings `len` bytes at `local` in the peer's memory to `offset` of `file`, all in one window that is mapped for writing: by the
-    /// peer's own DMA, else through host memory, as for [`read`](Self::read).
-    pub fn write(&self, file: &File, offset: u64, local: u64, len: u64) -> Result<PeerTransfer, ClientError> {
-        self.copy(Op::PeerWrite, "a peer's write", file, offset, local, len)
-    }
-
-    fn copy(
+    pub(super) fn copy(
         &self,
         op: Op,
         what: &'static str,
@@ -198,14 +225,13 @@ impl Peer {
         })
     }
 
-    fn dma(&self, iova: u64, local: u64, len: u64, direction: u32) -> Result<u64, ClientError> {
+    pub(super) fn dma(&self, iova: u64, local: u64, len: u64, direction: u32) -> Result<u64, ClientError> {
         let request = PeerDmaRequest { peer: self.id, iova, local, len, direction, reserved: 0 };
         let reply: PeerDmaReply = self.client.inner.connection.ask(Op::PeerDma, "a DMA", &request, &[])?;
         Ok(reply.bytes)
     }
 
-    /// Takes every window back from the peer: its next DMA faults.
-    pub fn revoke(&self) -> Result<(), ClientError> {
+    pub(super) fn revoke(&self) -> Result<(), ClientError> {
         let request = PeerRequest { peer: self.id };
         let _: m::RevokeReply =
             self.client.inner.connection.ask(Op::PeerRevoke, "a peer's revocation", &request, &[])?;
@@ -213,7 +239,7 @@ impl Peer {
     }
 }
 
-impl Drop for Peer {
+impl Drop for Handle {
     fn drop(&mut self) {
         let request = PeerRequest { peer: self.id };
         let gone: Result<Empty, _> =

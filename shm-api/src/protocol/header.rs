@@ -121,6 +121,10 @@ ops! {
     PeerRead = 54,
     /// Copy bytes out of a peer's memory into a file, by whichever path there is.
     PeerWrite = 55,
+    /// Open a drive that the server has as a peer.
+    PeerOpen = 56,
+    /// Make what was written to such a drive durable.
+    PeerFlush = 57,
     /// Get the device's blocks behind a range of an open file, under a lease.
     LayoutMap = 64,
     /// Hold a lease that another process was given.

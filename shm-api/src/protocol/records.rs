@@ -111,8 +111,12 @@ wire_struct! {
         mappings: u32,
         /// Length of its name in bytes.
         name_len: u32,
-        /// Always 0.
-        reserved: u32,
+        /// `DRIVE*` of a drive, else 0.
+        flags: u32,
+        /// Bytes that it moved by DMA.
+        direct: u64,
+        /// Bytes of its that went through host memory.
+        bounced: u64,
     }
 }
 

@@ -7,9 +7,11 @@ use nvme_driver::clock::SystemClock;
 use nvme_driver::disk::{Disk, DiskError};
 use nvme_driver::mem::Mapping;
 use p2p::backing::BackingError;
-use p2p::windows::{ClientId, Config, Scope, Windows, WindowsError};
+use p2p::peer::PeerError;
+use p2p::windows::{ClientId, Config, PeerId, Scope, Windows, WindowsError};
 
 use super::backing::FileBacking;
+use super::drives::Drive;
 use super::jobs::{Answer, Job, Unsynced, Work};
 use super::raw::{Allocation, is_raw};
 use super::session::{OpenFile, ReplyTo, Session};
@@ -67,6 +69,10 @@ pub(crate) struct Core {
     pub(super) closed: VecDeque<u64>,
     pub(super) jobs: Vec<Job>,
     pub(super) counts: Counts,
+    /// Drives of the server's that are peers.
+    pub(super) drives: Vec<Drive>,
+    /// Bytes that each peer moved by DMA, and that went through host memory for it.
+    pub(super) moved: BTreeMap<PeerId, (u64, u64)>,
     pub(super) leases: super::leases::Leases,
     pub(super) fence: Option<super::Fence>,
     unread: Vec<u32>,
@@ -94,6 +100,7 @@ pub(super) fn windows_error(error: &WindowsError) -> WireError {
         WindowsError::UnknownClient(_) | WindowsError::UnknownPeer(_) => ErrorCode::BadHandle,
         WindowsError::Backing(e) if is_no_space(e) => ErrorCode::NoSpace,
         WindowsError::Backing(_) => ErrorCode::Device,
+        WindowsError::Peer(PeerError::Drive { .. }) => ErrorCode::Device,
         WindowsError::Peer(_) => ErrorCode::PeerFault,
         WindowsError::MemoryGone(_) => ErrorCode::DataLost,
         WindowsError::MemoryHeld { .. } => ErrorCode::NotResident,
@@ -144,6 +151,8 @@ impl Core {
             closed: VecDeque::new(),
             jobs: Vec::new(),
             counts: Counts::default(),
+            drives: Vec::new(),
+            moved: BTreeMap::new(),
             leases: super::leases::Leases::default(),
             fence: options.fence.clone(),
             unread: Vec::new(),
@@ -152,6 +161,9 @@ impl Core {
         };
         if let Some(pmr) = &options.pmr {
             core.add_pmr(pmr)?;
+        }
+        for drive in &options.peers {
+            core.add_drive(drive)?;
         }
         Ok(core)
     }
@@ -217,6 +229,7 @@ impl Core {
                 self.finish(sessions, job, result, now);
             }
         }
+        self.leave_drives(now);
         // Jobs may have started others.
         waiting.append(&mut self.jobs);
         self.jobs = waiting;
@@ -361,7 +374,7 @@ impl Core {
     /// Gives back the peers and the open files of a session.
     fn close_everything(&mut self, session: &mut Session, now: u64) {
         for (_, peer) in session.peers.drain() {
-            self.detach_peer(&peer, now);
+            self.detach_peer(peer, now);
         }
         for (handle, path) in std::mem::take(&mut session.temporary) {
             if let Some(file) = session.files.get(&handle) {
@@ -396,6 +409,7 @@ impl Core {
         while self.pending && clock().saturating_sub(started) < LAST_MOVES {
             self.step(&mut nobody, clock());
         }
+        self.close_drives(clock());
         let mut first_error = self.commit_all();
         let mut persistent = self.backing.pmr_barrier();
         if self.note_interruption() {

@@ -8,6 +8,7 @@ use p2p::layout::Home;
 use p2p::windows::{Ensured, PeerPath, Progress, Report, Ticket, Want};
 
 use super::core::{Core, windows_error};
+use super::drive_jobs::DriveWork;
 use super::layouts::{Granted, Wanted};
 use super::names::fs_error;
 use super::peers::PeerDma;
@@ -65,6 +66,8 @@ pub(super) enum Work {
     PeerMap { peer: PeerEntry, slot: u32, write: bool, since: u64 },
     /// A peer's DMA is to be done.
     PeerDma(PeerDma),
+    /// Bytes are to go between a drive that is a peer and a window, or to be durable on that drive.
+    Drive(Box<DriveWork>),
     /// A peer is to have bytes of a file in its memory; or a file bytes of that, `out`.
     PeerCopy { peer: PeerEntry, slot: u32, ino: u64, bytes: Range<u64>, local: usize, out: bool, since: u64 },
 }
@@ -228,6 +231,7 @@ impl Core {
                 Some(Ok(Answer::Nothing))
             }
             Work::PeerDma(dma) => self.peer_dma(dma),
+            Work::Drive(work) => self.advance_drive(work, now),
             Work::PeerCopy { peer, slot, ino, bytes, local, out, since } => {
                 let (slot, since) = (*slot, *since);
                 self.peer_copy(peer, slot, (*ino, bytes.clone()), *local, *out, now)
@@ -242,8 +246,8 @@ impl Core {
                 None
             }
             Work::PeerMap { peer, slot, write, since } => {
-                let (id, slot, write, since) = (peer.id, *slot, *write, *since);
-                match self.windows.map_peer(id, slot, write, &mut self.backing, now) {
+                let (slot, write, since) = (*slot, *write, *since);
+                match self.map_peer(peer, slot, write, now) {
                     Ok(PeerPath::Direct(mapping)) => {
                         let first = self.windows.status(slot).map_or(0, |w| w.offset);
                         let len = mapping.len as u64;
@@ -270,7 +274,7 @@ impl Core {
     }
 
     /// What to tell a request that has waited for a window for too long: what is in the way. `None`: it waits on.
-    fn held_up(&mut self, slot: u32, since: u64, now: u64) -> Option<WireError> {
+    pub(super) fn held_up(&mut self, slot: u32, since: u64, now: u64) -> Option<WireError> {
         let waited = now.saturating_sub(since);
         if waited <= self.patience {
             return None;

@@ -21,7 +21,7 @@ impl Core {
             Err(e) => tracing::warn!(id = session.id, "client left with windows mapped: {e}"),
         }
         for (_, peer) in session.peers.drain() {
-            self.detach_peer(&peer, now);
+            self.detach_peer(peer, now);
         }
         for (handle, path) in std::mem::take(&mut session.temporary) {
             if let Some(file) = session.files.get(&handle) {

@@ -148,8 +148,7 @@ impl Core {
 
     /// Makes the memory of a peer of this client an object.
     fn export(&mut self, session: &Session, peer: u64, name: &str) -> Result<u64, WireError> {
-        let entry = session.peer(peer)?;
-        let memory = Arc::clone(entry.engine.local());
+        let memory = Arc::clone(session.engine(peer)?.1.local());
         let uid = session.identity.uid;
         let exists = |text: String| Err(WireError::new(ErrorCode::Exists, text));
         if self.find_memory(uid, name).is_some() {

@@ -4,6 +4,7 @@
 //! * `session`, `outbox`: one client's connection, and what waits to be sent to it
 //! * `core`: what is open, and by whom; the joint state
 //! * `requests`, `files`, `raw`, `memory`, `names`, `peers`: what clients ask for
+//! * `drives`: drives of the server's own that are peers; `drive_jobs`: the bytes that go between them and windows
 //! * `layouts`, `leases`: block numbers for clients, and who holds them
 //! * `jobs`: what takes longer than one turn
 //! * `left`: clients whose connection is gone and whose process lives
@@ -24,6 +25,8 @@
 mod auto;
 mod backing;
 mod core;
+mod drive_jobs;
+mod drives;
 mod files;
 mod jobs;
 mod layouts;
@@ -48,12 +51,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use extent_fs::{Filesystem, FsError};
+use nvme_driver::OpenError;
+use nvme_driver::controller::ControllerError;
 use nvme_driver::disk::Disk;
 use nvme_driver::pmr::Pmr;
 use p2p::refusal::Refusals;
 use p2p::windows::WindowsError;
 
 pub use crate::transport::listener::ListenError;
+pub use drives::PeerDevice;
 pub use p2p::windows::WriteBack;
 pub use stop::StopHandle;
 
@@ -110,6 +116,8 @@ pub struct ServerOptions {
     pub fence: Option<Fence>,
     /// The drive's Persistent Memory Region, for clients to open ([`Client::pmr`](crate::client::Client::pmr)).
     pub pmr: Option<Arc<Pmr>>,
+    /// Other drives, as peers that clients may open ([`Client::open_drive`](crate::client::Client::open_drive)).
+    pub peers: Vec<PeerDevice>,
 }
 
 impl ServerOptions {
@@ -126,6 +134,7 @@ impl ServerOptions {
             write_back: Some(WriteBack::default()),
             fence: None,
             pmr: None,
+            peers: Vec::new(),
         }
     }
 }
@@ -155,6 +164,24 @@ pub enum ServerError {
     /// The filesystem failed.
     #[error(transparent)]
     Filesystem(#[from] FsError),
+    /// A device that was to be a peer has no NVMe controller that could do DMA.
+    #[error("{name} is no NVMe controller: it does no DMA, so it cannot be a peer")]
+    NoController {
+        /// The device.
+        name: String,
+    },
+    /// Two peers of one name.
+    #[error("{name} is a peer already")]
+    PeerTwice {
+        /// The name.
+        name: String,
+    },
+    /// A device that was to be a peer could not be used.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The controller of a peer could not be used.
+    #[error(transparent)]
+    Controller(#[from] ControllerError),
     /// The system refused.
     #[error("cannot {what}: {source}")]
     System {

@@ -1,4 +1,4 @@
-//! Emulated peers on behalf of clients.
+//! Peers on behalf of clients: emulated ones that they attach, and what is asked of drives as of those.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -11,9 +11,10 @@ use p2p::windows::{Ensured, PeerId, PeerMapping, PeerPath, Scope};
 use rustix::fs::{SealFlags, fcntl_add_seals};
 
 use super::core::{Core, windows_error};
+use super::drive_jobs::{Copy, DriveWork, Stage};
 use super::jobs::{Answer, Job, Work};
 use super::names::fs_error;
-use super::session::{PeerEntry, Session};
+use super::session::{PeerEntry, PeerKind, Session};
 use crate::protocol::messages as m;
 use crate::protocol::records::{self, MappingRecord, PeerRecord};
 use crate::protocol::wire::Wire;
@@ -26,6 +27,7 @@ const MAX_LIST: usize = MAX_MESSAGE - 256;
 
 /// A DMA of a peer, under way.
 pub(super) struct PeerDma {
+    peer: PeerId,
     engine: EmulatedEngine,
     copy: CopyId,
     /// The device generation when it was accepted.
@@ -34,7 +36,7 @@ pub(super) struct PeerDma {
     under_way: bool,
 }
 
-fn was_reset() -> WireError {
+pub(super) fn was_reset() -> WireError {
     let text = "the device was reset, or every window was taken back; map the window again";
     WireError::new(ErrorCode::PeerFault, text)
 }
@@ -79,7 +81,7 @@ impl Core {
         let fd = fd.try_clone_to_owned().map_err(|e| internal(&e))?;
         let id = self.windows.register_peer(Box::new(engine.clone()));
         *self.peer_memory.entry(uid).or_default() += request.local_len;
-        let peer = session.add_peer(PeerEntry { id, uid, engine });
+        let peer = session.add_peer(PeerEntry { id, kind: PeerKind::Engine { engine, uid } });
         Ok((m::PeerAttachReply { peer, local_len: request.local_len }, fd))
     }
 
@@ -120,19 +122,25 @@ impl Core {
             m::DMA_WRITE => true,
             other => return Err(WireError::new(ErrorCode::Invalid, format!("DMA direction {other}"))),
         };
-        let too_big = |_| WireError::new(ErrorCode::Invalid, "the range is not inside the peer's memory");
-        let local = usize::try_from(request.local).map_err(too_big)?;
-        let len = usize::try_from(request.len).map_err(too_big)?;
         if self.windows.device_moved() {
             // Its mappings go as soon as that is dealt with; what they show now is no file's bytes.
             return Err(was_reset());
         }
+        let engine = match &peer.kind {
+            PeerKind::Engine { engine, .. } => engine.clone(),
+            PeerKind::Drive(drive) => {
+                let drive = drive.clone();
+                return self.start_drive_dma(peer, &drive, request, out);
+            }
+        };
+        let too_big = |_| WireError::new(ErrorCode::Invalid, "the range is not inside the peer's memory");
+        let local = usize::try_from(request.local).map_err(too_big)?;
+        let len = usize::try_from(request.len).map_err(too_big)?;
         let device = self.windows.control().device_generation();
-        let copy = peer
-            .engine
+        let copy = engine
             .submit(request.iova, local, len, out)
             .map_err(|e| WireError::new(ErrorCode::PeerFault, e.to_string()))?;
-        Ok(Work::PeerDma(PeerDma { engine: peer.engine, copy, device, len, under_way: false }))
+        Ok(Work::PeerDma(PeerDma { peer: peer.id, engine, copy, device, len, under_way: false }))
     }
 
     /// Moves a DMA on. A device takes its time: what is asked of the server in the same turn finds the DMA under way.
@@ -144,14 +152,14 @@ impl Core {
         loop {
             match dma.engine.take_result(dma.copy) {
                 Some(CopyState::Queued) => dma.engine.step(1),
-                Some(CopyState::Failed(reason)) => return fault(reason),
+                Some(CopyState::Failed(reason) | CopyState::GivenUp(reason)) => return fault(reason),
                 None => return fault("the result of the DMA is gone".to_owned()),
                 // What it found may be what a reset left, and what it wrote may be lost.
                 Some(CopyState::Done) if self.windows.control().device_generation() != dma.device => {
                     return Some(Err(was_reset()));
                 }
                 Some(CopyState::Done) => {
-                    self.windows.count_peer(Path::PeerToPeer, Reason::Asked, dma.len);
+                    self.count_moved(dma.peer, Path::PeerToPeer, Reason::Asked, dma.len as u64);
                     return Some(Ok(Answer::PeerDma(m::PeerDmaReply { bytes: dma.len as u64 })));
                 }
             };
@@ -200,7 +208,9 @@ impl Core {
             }
             let name_len = u32::try_from(peer.name.len()).unwrap_or(0);
             let mappings = mappings.unwrap_or(0);
-            let record = PeerRecord { peer: peer.peer.0, mappings, name_len, reserved: 0 };
+            let (direct, bounced) = self.moved.get(&peer.peer).copied().unwrap_or_default();
+            let flags = self.peer_flags(peer.peer);
+            let record = PeerRecord { peer: peer.peer.0, mappings, name_len, flags, direct, bounced };
             records::put_peer(&record, &peer.name, &mut tail);
             peers += 1;
         }
@@ -244,16 +254,42 @@ impl Core {
                 request.len, request.offset
             )));
         };
-        let size = peer.engine.local().len() as u64;
-        if request.local.checked_add(request.len).is_none_or(|end| end > size) {
-            return Err(invalid("the range is not inside the peer's memory".to_owned()));
-        }
-        let local = usize::try_from(request.local).unwrap_or(usize::MAX);
+        // Of a drive, its first block.
+        let local = match &peer.kind {
+            PeerKind::Drive(drive) => drive.lba(request.local, request.len, request.offset, !out)?,
+            PeerKind::Engine { engine, .. } => {
+                let size = engine.local().len() as u64;
+                if request.local.checked_add(request.len).is_none_or(|end| end > size) {
+                    return Err(invalid("the range is not inside the peer's memory".to_owned()));
+                }
+                request.local
+            }
+        };
         if out {
             let whole = (window.start, window.end - window.start);
             self.backing.fs.make_way(ino, whole.0, whole.1, Access::Write).map_err(|e| fs_error(&e))?;
         }
-        Ok(Work::PeerCopy { peer, slot, ino, bytes: request.offset..end, local, out, since: now })
+        let bytes = request.offset..end;
+        if let PeerKind::Drive(drive) = &peer.kind {
+            let drive = drive.clone();
+            let stage = Stage::Place;
+            let copy = Copy { entry: peer, drive, slot, ino, bytes, lba: local, out, since: now, stage };
+            return Ok(Work::Drive(Box::new(DriveWork::Copy(copy))));
+        }
+        let local = usize::try_from(local).unwrap_or(usize::MAX);
+        Ok(Work::PeerCopy { peer, slot, ino, bytes, local, out, since: now })
+    }
+
+    /// Counts bytes that were moved for a peer.
+    pub(super) fn count_moved(&mut self, peer: PeerId, path: Path, reason: Reason, bytes: u64) {
+        self.windows.count_peer(path, reason, usize::try_from(bytes).unwrap_or(usize::MAX));
+        self.note_moved(peer, path == Path::PeerToPeer, bytes);
+    }
+
+    /// The same of bytes that are counted in all already.
+    pub(super) fn note_moved(&mut self, peer: PeerId, direct: bool, bytes: u64) {
+        let (by_dma, through_host) = self.moved.entry(peer).or_default();
+        *if direct { by_dma } else { through_host } += bytes;
     }
 
     /// Moves a peer's read on, or its write (`out`): by DMA to the CMB, or through host memory with the reason. `None`: the window is moving.
@@ -266,23 +302,24 @@ impl Core {
         out: bool,
         now: u64,
     ) -> Option<Result<m::PeerReadReply, WireError>> {
+        let PeerKind::Engine { engine, .. } = &peer.kind else { return None };
         let len = bytes.end - bytes.start;
         let reply = |path, reason| m::PeerReadReply { bytes: len, path, reason: reason as u32 };
-        let why = match self.windows.map_peer(peer.id, slot, out, &mut self.backing, now) {
+        let why = match self.map_peer(peer, slot, out, now) {
             Ok(PeerPath::Moving) => return None,
             Ok(PeerPath::Direct(mapping)) => {
                 let first = self.windows.status(slot).map_or(bytes.start, |w| w.offset);
                 let iova = mapping.iova + (bytes.start - first);
-                if let Err(e) = peer.engine.copy(iova, local, len as usize, out) {
+                if let Err(e) = engine.copy(iova, local, len as usize, out) {
                     return Some(Err(WireError::new(ErrorCode::PeerFault, e.to_string())));
                 }
-                self.windows.count_peer(Path::PeerToPeer, Reason::Asked, len as usize);
+                self.count_moved(peer.id, Path::PeerToPeer, Reason::Asked, len);
                 return Some(Ok(reply(m::PATH_PEER, Reason::Asked)));
             }
             Ok(PeerPath::Bounce(why)) => why,
             Err(e) => return Some(Err(windows_error(&e))),
         };
-        let (memory, backing) = (peer.engine.local(), &mut self.backing);
+        let (memory, backing) = (engine.local(), &mut self.backing);
         let bounced = if out {
             match self.windows.bounce_from_peer(ino, bytes, (memory.as_ref(), local), why, backing, now) {
                 Ok(Ensured::Moving) => return None,
@@ -296,14 +333,23 @@ impl Core {
         } else {
             self.windows.bounce_to_peer(ino, bytes, (memory, local), why, backing)
         };
+        if bounced.is_ok() {
+            self.note_moved(peer.id, false, len);
+        }
         Some(bounced.map(|()| reply(m::PATH_BOUNCE, why)).map_err(|e| windows_error(&e)))
     }
 
-    /// Takes everything back from a peer and forgets it. Its engine does what it is told, so nothing stays behind.
-    pub(super) fn detach_peer(&mut self, peer: &PeerEntry, now: u64) {
-        if let Some(bytes) = self.peer_memory.get_mut(&peer.uid) {
-            *bytes = bytes.saturating_sub(peer.engine.local().len() as u64);
+    /// Takes everything back from a peer and forgets it. Its engine does what it is told, so nothing stays behind. A drive stays, and has
+    /// what it is doing to finish: its windows go when nobody uses them any more (`leave_drives`).
+    pub(super) fn detach_peer(&mut self, peer: PeerEntry, now: u64) {
+        let PeerKind::Engine { engine, uid } = &peer.kind else {
+            drop(peer);
+            return self.leave_drives(now);
+        };
+        if let Some(bytes) = self.peer_memory.get_mut(uid) {
+            *bytes = bytes.saturating_sub(engine.local().len() as u64);
         }
+        self.moved.remove(&peer.id);
         if let Err(e) = self.windows.unregister_peer(peer.id, now) {
             tracing::error!("a peer cannot be detached, its pages stay quarantined: {e}");
             if let Ok(ticket) = self.windows.revoke(&Scope::Peer(peer.id), &mut self.backing, now) {

@@ -309,11 +309,21 @@ impl Core {
                 let work = self.start_peer_revoke(session, body.peer, now)?;
                 self.later(session, op, id, work)
             }
+            Op::PeerOpen => {
+                let (_, name) = message.body::<m::Empty>()?;
+                let name = records::one_text(name)?;
+                Ok(reply(&self.open_drive(session, &name)?))
+            }
+            Op::PeerFlush => {
+                let body: m::PeerRequest = message.body_only()?;
+                let work = self.start_drive_flush(session, body.peer)?;
+                self.later(session, op, id, work)
+            }
             Op::PeerDetach => {
                 let body: m::PeerRequest = message.body_only()?;
                 let peer = session.peer(body.peer)?;
                 session.peers.remove(&body.peer);
-                self.detach_peer(&peer, now);
+                self.detach_peer(peer, now);
                 done()
             }
         }

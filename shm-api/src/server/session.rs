@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use p2p::peer::EmulatedEngine;
 use p2p::windows::{ClientId, PeerId};
 
+use super::drives::OpenDrive;
 use super::outbox::{Outbox, Outgoing, SendError};
 use crate::protocol::wire::Wire;
 use crate::protocol::{ErrorCode, Op, WireError, header};
@@ -31,13 +32,23 @@ pub(crate) struct OpenFile {
     pub(crate) reaches: bool,
 }
 
-/// A peer that one client has attached.
+/// A peer that one client has attached, or opened.
 #[derive(Clone, Debug)]
 pub(crate) struct PeerEntry {
     pub(crate) id: PeerId,
-    /// Whose memory it is.
-    pub(crate) uid: u32,
-    pub(crate) engine: EmulatedEngine,
+    pub(crate) kind: PeerKind,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum PeerKind {
+    /// An emulated device of this client's.
+    Engine {
+        engine: EmulatedEngine,
+        /// Whose memory it is.
+        uid: u32,
+    },
+    /// A drive of the server's.
+    Drive(OpenDrive),
 }
 
 /// A mapped range of windows.
@@ -156,6 +167,28 @@ impl Session {
         self.peers.get(&handle).cloned().ok_or_else(|| {
             WireError::new(ErrorCode::BadHandle, format!("{handle} is no peer of this connection"))
         })
+    }
+
+    /// An emulated peer of this client's.
+    pub(crate) fn engine(&self, handle: u64) -> Result<(PeerId, EmulatedEngine), WireError> {
+        match self.peer(handle)? {
+            PeerEntry { id, kind: PeerKind::Engine { engine, .. } } => Ok((id, engine)),
+            PeerEntry { kind: PeerKind::Drive(_), .. } => Err(WireError::new(
+                ErrorCode::Unsupported,
+                "a drive has no memory of its own: that is for emulated peers",
+            )),
+        }
+    }
+
+    /// A drive that this client has opened.
+    pub(crate) fn drive(&self, handle: u64) -> Result<(PeerId, OpenDrive), WireError> {
+        match self.peer(handle)? {
+            PeerEntry { id, kind: PeerKind::Drive(drive) } => Ok((id, drive)),
+            PeerEntry { kind: PeerKind::Engine { .. }, .. } => Err(WireError::new(
+                ErrorCode::Unsupported,
+                "an emulated peer is no drive: it has nothing to flush",
+            )),
+        }
     }
 
     /// Sends a successful reply.

@@ -1,4 +1,4 @@
-//! Emulated peers.
+//! Peers: emulated ones that clients attach, and drives that the server has.
 
 use crate::protocol::wire::wire_struct;
 
@@ -91,9 +91,9 @@ wire_struct! {
 }
 
 wire_struct! {
-    /// `PeerRevoke`, `PeerDetach`.
+    /// `PeerRevoke`, `PeerDetach`, `PeerFlush`.
     PeerRequest {
-        /// From `PeerAttach`.
+        /// From `PeerAttach` or `PeerOpen`.
         peer: u64,
     }
 }
@@ -146,6 +146,30 @@ wire_struct! {
         reason: u32,
     }
 }
+
+wire_struct! {
+    /// Reply to `PeerOpen`, whose request has no body but the drive's name behind it. What is "local" to a drive is a byte offset in its
+    /// namespace: a multiple of the block size, like the length. Only root and the server's own uid may open one.
+    PeerOpenReply {
+        /// Names the peer, on this connection.
+        peer: u64,
+        /// Bytes of its namespace.
+        local_len: u64,
+        /// Bytes of a logical block.
+        block_size: u32,
+        /// `DRIVE_*`.
+        flags: u32,
+    }
+}
+
+/// `flags` of a drive that is a peer, and of any peer as listed: it is a drive of the server's.
+pub const DRIVE: u32 = 1;
+/// `flags`: its blocks may be written.
+pub const DRIVE_WRITABLE: u32 = 2;
+/// `flags`: it has failed, or is gone.
+pub const DRIVE_FAILED: u32 = 4;
+/// `flags`: its bytes go through host memory only: there is no way between it and the CMB.
+pub const DRIVE_BOUNCES: u32 = 8;
 
 /// `path`: between the CMB and the peer.
 pub const PATH_PEER: u32 = 1;

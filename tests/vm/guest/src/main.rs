@@ -8,6 +8,7 @@
 //! * `linux`: the kernel's own driver on our controller
 //! * `driver`: our driver on top: I/O, CMB, peer to peer, interrupts, reset
 //! * `windows`: windows in one drive's CMB, the other drive as their peer
+//! * `served`: a server on the one drive, which has the other as a peer for its clients
 //! * `dma_buf`: parts of the CMB for other drivers
 //! * `removal`: drives that go away
 //! * `odd`: a guest with everything that an error message is about
@@ -27,6 +28,7 @@ mod odd;
 mod pmr;
 mod power_cut;
 mod removal;
+mod served;
 mod stack;
 mod windows;
 
@@ -36,7 +38,8 @@ fn group(name: &str) -> Option<Vec<(&'static str, Case)>> {
     Some(match name {
         "vfio" | "vfio-newer" => {
             let last = if name == "vfio" { removal::CASES } else { removal::NEWER_CASES };
-            [function::CASES, driver::CASES, windows::CASES, dma_buf::CASES, pmr::CASES, stack::CASES, last]
+            let stacks = [stack::CASES, served::CASES].concat();
+            [function::CASES, driver::CASES, windows::CASES, dma_buf::CASES, pmr::CASES, &stacks, last]
                 .concat()
         }
         "odd" => odd::CASES.to_vec(),

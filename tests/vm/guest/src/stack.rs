@@ -11,7 +11,7 @@ use crate::lab::{Case, Outcome, addresses, expect, pattern};
 pub(crate) const CASES: &[(&str, Case)] = &[("whole-stack", whole_stack), ("copy-peer", copy_peer)];
 
 /// Runs `cmbfs` and gives back what it printed; a failure is an error with its output.
-fn cmbfs(args: &[&str]) -> Outcome<Vec<u8>> {
+pub(crate) fn cmbfs(args: &[&str]) -> Outcome<Vec<u8>> {
     let out = Command::new("/bin/cmbfs").args(args).output()?;
     let said = String::from_utf8_lossy(&out.stderr);
     if !said.is_empty() {
@@ -22,12 +22,13 @@ fn cmbfs(args: &[&str]) -> Outcome<Vec<u8>> {
 }
 
 /// A server process; killed when dropped.
-struct Server(Child);
+pub(crate) struct Server(Child);
 
 impl Server {
-    fn start(device: &str, socket: &str) -> Outcome<Self> {
+    pub(crate) fn start(device: &str, socket: &str, options: &[&str]) -> Outcome<Self> {
         let child = Command::new("/bin/cmbfs")
             .args(["serve", device, "--socket", socket, "--placement", "cmb"])
+            .args(options)
             .stdout(Stdio::null())
             .spawn()?;
         let mut server = Self(child);
@@ -69,7 +70,7 @@ fn whole_stack() -> Outcome {
     cmbfs(&["put", &device, "/tmp/local", "/one"])?;
     expect(cmbfs(&["cat", &device, "/one"])? == bytes, "read directly: differs")?;
     {
-        let _server = Server::start(&device, "/tmp/sock")?;
+        let _server = Server::start(&device, "/tmp/sock", &[])?;
         expect(
             cmbfs(&["cat", "--socket", "/tmp/sock", "/one"])? == bytes,
             "read through the server: differs",

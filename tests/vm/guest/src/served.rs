@@ -1,0 +1,113 @@
+//! `cmbfs serve` on one QEMU drive with the other as a peer, both behind the IOMMU: a client has that one's blocks read into windows and
+//! windows written to its blocks, while the windows are taken back all the time. QEMU reports success for a DMA that faulted, so the
+//! bytes decide.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use nvme_driver::controller::ControllerOptions;
+use nvme_driver::disk::Disk;
+use nvme_driver::nvme_disk::NvmeDisk;
+use nvme_driver::vfio;
+use shm_api::client::{Client, File, Mapped, OpenMode, PeerDrive};
+
+use crate::driver::controller;
+use crate::lab::{Case, Outcome, addresses, expect, pattern};
+use crate::stack::{Server, cmbfs};
+
+pub(crate) const CASES: &[(&str, Case)] = &[("served-peer", served_peer)];
+
+/// Bytes of a window.
+const W: u64 = 256 << 10;
+const WINDOWS: u64 = 4;
+/// Where on the second drive its own bytes are, and where those of the windows go.
+const THEIRS: u64 = 4 << 20;
+const OURS: u64 = 16 << 20;
+const ROUNDS: u64 = 24;
+
+/// What the second drive has for a window in some round.
+fn theirs(n: u64) -> Vec<u8> {
+    pattern(600 + n % 8, W as usize)
+}
+
+fn served_peer() -> Outcome {
+    let [a, b] = addresses()?;
+    vfio::bind(a)?;
+    vfio::bind(b)?;
+    {
+        let mut other = NvmeDisk::new(&controller(1, ControllerOptions::default())?)?;
+        for n in 0..8 {
+            other.write((THEIRS + n * W) / 512, &theirs(n))?;
+        }
+        other.flush()?;
+    }
+    let (a, b) = (format!("pci:{a}"), format!("pci:{b}"));
+    std::fs::write("/tmp/local", pattern(79, (WINDOWS * W) as usize))?;
+    cmbfs(&["mkfs", &a, "--force"])?;
+    cmbfs(&["put", &a, "/tmp/local", "/f"])?;
+    let stored = {
+        let _server = Server::start(&a, "/tmp/sock", &["--peer-write", &b])?;
+        let client = Client::connect("/tmp/sock")?;
+        let file = client.open("/f", OpenMode::write())?;
+        let mapped = file.map(0, WINDOWS * W)?;
+        let drive = client.open_drive(&b)?;
+        let said = String::from_utf8_lossy(&cmbfs(&["peers", "--socket", "/tmp/sock"])?).into_owned();
+        println!("{said}");
+        expect(
+            said.contains(&b) && !said.contains("no way"),
+            "it is not listed as a peer with a way to the CMB",
+        )?;
+        let revoked = AtomicU32::new(0);
+        let over = AtomicU32::new(0);
+        let stored = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while let (0, Ok(client)) = (over.load(Ordering::Acquire), Client::connect("/tmp/sock")) {
+                    revoked.fetch_add(u32::from(client.revoke("/f").is_ok()), Ordering::AcqRel);
+                }
+            });
+            let stored = rounds(&drive, &file, &mapped).map_err(|e| e.to_string());
+            over.store(1, Ordering::Release);
+            stored
+        })?;
+        let revoked = revoked.into_inner();
+        println!("{revoked} revocations meanwhile");
+        expect(revoked > 5, "hardly anything was taken back: the case shows nothing")?;
+        drive.flush()?;
+        file.commit()?;
+        let status = client.peers()?;
+        println!("{status:?}");
+        let moved = status.peers.first().map_or(0, |peer| peer.direct_bytes);
+        expect(moved > 0, "no byte went from drive to drive")?;
+        stored
+        // The server is killed here.
+    };
+    let mut other = NvmeDisk::new(&controller(1, ControllerOptions::default())?)?;
+    for (n, expected) in stored.iter().enumerate() {
+        let mut got = vec![0; W as usize];
+        other.read((OURS + n as u64 * W) / 512, &mut got)?;
+        expect(&got == expected, format!("what was stored in round {n} is not on the second drive"))?;
+    }
+    drop(other);
+    println!("{}", String::from_utf8_lossy(&cmbfs(&["check", &a])?));
+    Ok(())
+}
+
+/// Each round fills a window from the second drive, looks at it, changes a word of it and stores it there again. What was stored.
+fn rounds(drive: &PeerDrive, file: &File, mapped: &Mapped) -> Outcome<Vec<Vec<u8>>> {
+    let mut stored = Vec::new();
+    let (mut direct, mut got) = (0, vec![0; W as usize]);
+    for round in 0..ROUNDS {
+        let window = round % WINDOWS * W;
+        let filled = drive.fill(file, window, THEIRS + round % 8 * W, W)?;
+        mapped.read(window, &mut got)?;
+        let mut expected = theirs(round);
+        expect(got == expected, format!("round {round}: not what the second drive has ({filled:?})"))?;
+        let word = round.to_le_bytes();
+        mapped.write(window + 8192, &word)?;
+        expected[8192..8200].copy_from_slice(&word);
+        let out = drive.store(file, window, OURS + round * W, W)?;
+        direct += u32::from(filled.direct) + u32::from(out.direct);
+        stored.push(expected);
+    }
+    println!("{direct} of {} transfers by DMA", 2 * ROUNDS);
+    Ok(stored)
+}
