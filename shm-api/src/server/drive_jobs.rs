@@ -24,6 +24,9 @@ use crate::protocol::{ErrorCode, WireError};
 const CHUNK: u64 = 256 << 10;
 /// How often what was cut off for another's sake is sent again, where nothing else bounds that.
 const ATTEMPTS: u32 = 8;
+/// How often a copy begins again when revocations cut it off, before it goes through host memory: a drive that is slower than the grace
+/// would get nowhere while somebody revokes its windows all the time.
+const CUT_OFF: u32 = 3;
 
 /// Work of a drive.
 pub(super) enum DriveWork {
@@ -40,6 +43,8 @@ pub(super) struct Copy {
     pub(super) entry: PeerEntry,
     pub(super) drive: OpenDrive,
     pub(super) slot: u32,
+    /// Which window that was when it was asked for.
+    pub(super) incarnation: Option<u32>,
     pub(super) ino: u64,
     pub(super) bytes: Range<u64>,
     /// The first block.
@@ -48,6 +53,8 @@ pub(super) struct Copy {
     pub(super) out: bool,
     pub(super) since: u64,
     pub(super) stage: Stage,
+    /// How often it was cut off.
+    pub(super) cut_off: u32,
 }
 
 /// How far a copy has come.
@@ -162,7 +169,7 @@ impl Core {
                         return Some(Ok(reply(m::PATH_PEER, Reason::Asked)));
                     }
                     Err(PeerError::Revoked { .. }) => {
-                        copy.stage = Stage::Place;
+                        (copy.stage, copy.cut_off) = (Stage::Place, copy.cut_off + 1);
                         return None;
                     }
                     Err(e) => return Some(Err(drive_error(&e))),
@@ -178,7 +185,15 @@ impl Core {
     /// Where the bytes can go from here. `None`: the window is moving.
     fn place_drive_copy(&mut self, copy: &Copy, now: u64) -> Result<Option<Stage>, WireError> {
         let len = copy.bytes.end - copy.bytes.start;
-        let path = self.map_peer(&copy.entry, copy.slot, copy.out, now).map_err(|e| windows_error(&e))?;
+        if self.incarnation(copy.slot) != copy.incarnation {
+            // Given back since it was asked for. The slot may be that of another file's window by now.
+            return Err(retry("the window was given back meanwhile; ask again"));
+        }
+        let path = if copy.cut_off >= CUT_OFF {
+            PeerPath::Bounce(Reason::Revoked)
+        } else {
+            self.map_peer(&copy.entry, copy.slot, copy.out, now).map_err(|e| windows_error(&e))?
+        };
         match path {
             PeerPath::Moving => Ok(None),
             // Its mappings go as soon as that is dealt with.

@@ -122,6 +122,9 @@ impl Core {
             m::DMA_WRITE => true,
             other => return Err(WireError::new(ErrorCode::Invalid, format!("DMA direction {other}"))),
         };
+        let too_big = |_| WireError::new(ErrorCode::Invalid, "the range is not inside the peer's memory");
+        let local = usize::try_from(request.local).map_err(too_big)?;
+        let len = usize::try_from(request.len).map_err(too_big)?;
         if self.windows.device_moved() {
             // Its mappings go as soon as that is dealt with; what they show now is no file's bytes.
             return Err(was_reset());
@@ -133,9 +136,6 @@ impl Core {
                 return self.start_drive_dma(peer, &drive, request, out);
             }
         };
-        let too_big = |_| WireError::new(ErrorCode::Invalid, "the range is not inside the peer's memory");
-        let local = usize::try_from(request.local).map_err(too_big)?;
-        let len = usize::try_from(request.len).map_err(too_big)?;
         let device = self.windows.control().device_generation();
         let copy = engine
             .submit(request.iova, local, len, out)
@@ -272,8 +272,19 @@ impl Core {
         let bytes = request.offset..end;
         if let PeerKind::Drive(drive) = &peer.kind {
             let drive = drive.clone();
-            let stage = Stage::Place;
-            let copy = Copy { entry: peer, drive, slot, ino, bytes, lba: local, out, since: now, stage };
+            let copy = Copy {
+                drive,
+                slot,
+                incarnation: self.incarnation(slot),
+                ino,
+                bytes,
+                lba: local,
+                out,
+                since: now,
+                stage: Stage::Place,
+                cut_off: 0,
+                entry: peer,
+            };
             return Ok(Work::Drive(Box::new(DriveWork::Copy(copy))));
         }
         let local = usize::try_from(local).unwrap_or(usize::MAX);

@@ -2,7 +2,8 @@
 //! windows written to its blocks, while the windows are taken back all the time. QEMU reports success for a DMA that faulted, so the
 //! bytes decide.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use nvme_driver::controller::ControllerOptions;
 use nvme_driver::disk::Disk;
@@ -22,7 +23,9 @@ const WINDOWS: u64 = 4;
 /// Where on the second drive its own bytes are, and where those of the windows go.
 const THEIRS: u64 = 4 << 20;
 const OURS: u64 = 16 << 20;
-const ROUNDS: u64 = 24;
+/// Rounds, and milliseconds that a revocation waits for what the drive has in flight: long enough for that to complete; and none, so that
+/// what is in flight is cut off.
+const PARTS: [(u64, &str); 2] = [(16, "2000"), (8, "0")];
 
 /// What the second drive has for a window in some round.
 fn theirs(n: u64) -> Vec<u8> {
@@ -44,42 +47,10 @@ fn served_peer() -> Outcome {
     std::fs::write("/tmp/local", pattern(79, (WINDOWS * W) as usize))?;
     cmbfs(&["mkfs", &a, "--force"])?;
     cmbfs(&["put", &a, "/tmp/local", "/f"])?;
-    let stored = {
-        let _server = Server::start(&a, "/tmp/sock", &["--peer-write", &b])?;
-        let client = Client::connect("/tmp/sock")?;
-        let file = client.open("/f", OpenMode::write())?;
-        let mapped = file.map(0, WINDOWS * W)?;
-        let drive = client.open_drive(&b)?;
-        let said = String::from_utf8_lossy(&cmbfs(&["peers", "--socket", "/tmp/sock"])?).into_owned();
-        println!("{said}");
-        expect(
-            said.contains(&b) && !said.contains("no way"),
-            "it is not listed as a peer with a way to the CMB",
-        )?;
-        let revoked = AtomicU32::new(0);
-        let over = AtomicU32::new(0);
-        let stored = std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while let (0, Ok(client)) = (over.load(Ordering::Acquire), Client::connect("/tmp/sock")) {
-                    revoked.fetch_add(u32::from(client.revoke("/f").is_ok()), Ordering::AcqRel);
-                }
-            });
-            let stored = rounds(&drive, &file, &mapped).map_err(|e| e.to_string());
-            over.store(1, Ordering::Release);
-            stored
-        })?;
-        let revoked = revoked.into_inner();
-        println!("{revoked} revocations meanwhile");
-        expect(revoked > 5, "hardly anything was taken back: the case shows nothing")?;
-        drive.flush()?;
-        file.commit()?;
-        let status = client.peers()?;
-        println!("{status:?}");
-        let moved = status.peers.first().map_or(0, |peer| peer.direct_bytes);
-        expect(moved > 0, "no byte went from drive to drive")?;
-        stored
-        // The server is killed here.
-    };
+    let mut stored = Vec::new();
+    for (rounds, grace) in PARTS {
+        stored.extend(part(&a, &b, stored.len() as u64, rounds, grace)?);
+    }
     let mut other = NvmeDisk::new(&controller(1, ControllerOptions::default())?)?;
     for (n, expected) in stored.iter().enumerate() {
         let mut got = vec![0; W as usize];
@@ -91,11 +62,49 @@ fn served_peer() -> Outcome {
     Ok(())
 }
 
+/// So many rounds under a storm of revocations, the `first` on. What was stored on the second drive.
+fn part(a: &str, b: &str, first: u64, count: u64, grace: &str) -> Outcome<Vec<Vec<u8>>> {
+    let _server = Server::start(a, "/tmp/sock", &["--peer-write", b, "--grace-ms", grace])?;
+    let client = Client::connect("/tmp/sock")?;
+    let file = client.open("/f", OpenMode::write())?;
+    let mapped = file.map(0, WINDOWS * W)?;
+    let drive = client.open_drive(b)?;
+    let said = String::from_utf8_lossy(&cmbfs(&["peers", "--socket", "/tmp/sock"])?).into_owned();
+    println!("{said}");
+    expect(said.contains(b) && !said.contains("no way"), "it is not listed as a peer with a way to the CMB")?;
+    let (revoked, over) = (AtomicU32::new(0), AtomicBool::new(false));
+    let stored = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Acquire)
+                && let Ok(client) = Client::connect("/tmp/sock")
+            {
+                revoked.fetch_add(u32::from(client.revoke("/f").is_ok()), Ordering::AcqRel);
+            }
+        });
+        let stored = rounds(&drive, &file, &mapped, first..first + count).map_err(|e| e.to_string());
+        over.store(true, Ordering::Release);
+        stored
+    })?;
+    let revoked = revoked.into_inner();
+    drive.flush()?;
+    file.commit()?;
+    let peers = client.peers()?.peers;
+    let peer = peers.first().ok_or("the drive is no peer any more")?;
+    println!(
+        "grace {grace} ms: {revoked} revocations; {} bytes by DMA, {} copied",
+        peer.direct_bytes, peer.bounced_bytes
+    );
+    expect(revoked > 3, "hardly anything was taken back: the case shows nothing")?;
+    expect(grace == "0" || peer.direct_bytes > 0, "no byte went from drive to drive")?;
+    // The server is killed here.
+    Ok(stored)
+}
+
 /// Each round fills a window from the second drive, looks at it, changes a word of it and stores it there again. What was stored.
-fn rounds(drive: &PeerDrive, file: &File, mapped: &Mapped) -> Outcome<Vec<Vec<u8>>> {
+fn rounds(drive: &PeerDrive, file: &File, mapped: &Mapped, rounds: Range<u64>) -> Outcome<Vec<Vec<u8>>> {
     let mut stored = Vec::new();
-    let (mut direct, mut got) = (0, vec![0; W as usize]);
-    for round in 0..ROUNDS {
+    let mut got = vec![0; W as usize];
+    for round in rounds {
         let window = round % WINDOWS * W;
         let filled = drive.fill(file, window, THEIRS + round % 8 * W, W)?;
         mapped.read(window, &mut got)?;
@@ -104,10 +113,8 @@ fn rounds(drive: &PeerDrive, file: &File, mapped: &Mapped) -> Outcome<Vec<Vec<u8
         let word = round.to_le_bytes();
         mapped.write(window + 8192, &word)?;
         expected[8192..8200].copy_from_slice(&word);
-        let out = drive.store(file, window, OURS + round * W, W)?;
-        direct += u32::from(filled.direct) + u32::from(out.direct);
+        drive.store(file, window, OURS + round * W, W)?;
         stored.push(expected);
     }
-    println!("{direct} of {} transfers by DMA", 2 * ROUNDS);
     Ok(stored)
 }

@@ -26,6 +26,8 @@ pub(crate) struct Server(Child);
 
 impl Server {
     pub(crate) fn start(device: &str, socket: &str, options: &[&str]) -> Outcome<Self> {
+        // One that was killed leaves its socket behind, and this is to wait for the new one's.
+        let _ = std::fs::remove_file(socket);
         let child = Command::new("/bin/cmbfs")
             .args(["serve", device, "--socket", socket, "--placement", "cmb"])
             .args(options)
