@@ -4,6 +4,7 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use nvme_driver::controller::ControllerOptions;
 use nvme_driver::disk::Disk;
@@ -17,15 +18,15 @@ use crate::stack::{Server, cmbfs};
 
 pub(crate) const CASES: &[(&str, Case)] = &[("served-peer", served_peer)];
 
-/// Bytes of a window.
-const W: u64 = 256 << 10;
+/// Bytes of a window: few, for all of them are looked at through the CMB, where QEMU emulates every load.
+const W: u64 = 64 << 10;
 const WINDOWS: u64 = 4;
 /// Where on the second drive its own bytes are, and where those of the windows go.
 const THEIRS: u64 = 4 << 20;
 const OURS: u64 = 16 << 20;
 /// Rounds, and milliseconds that a revocation waits for what the drive has in flight: long enough for that to complete; and none, so that
 /// what is in flight is cut off.
-const PARTS: [(u64, &str); 2] = [(16, "2000"), (8, "0")];
+const PARTS: [(u64, &str); 2] = [(8, "2000"), (6, "0")];
 
 /// What the second drive has for a window in some round.
 fn theirs(n: u64) -> Vec<u8> {
@@ -62,10 +63,23 @@ fn served_peer() -> Outcome {
     Ok(())
 }
 
+/// A socket is there a moment before it is listened on.
+fn connect() -> Outcome<Client> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match Client::connect("/tmp/sock") {
+            Ok(client) => return Ok(client),
+            Err(e) => expect(Instant::now() < deadline, e.to_string())?,
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// So many rounds under a storm of revocations, the `first` on. What was stored on the second drive.
 fn part(a: &str, b: &str, first: u64, count: u64, grace: &str) -> Outcome<Vec<Vec<u8>>> {
-    let _server = Server::start(a, "/tmp/sock", &["--peer-write", b, "--grace-ms", grace])?;
-    let client = Client::connect("/tmp/sock")?;
+    let _server =
+        Server::start(a, "/tmp/sock", &["--peer-write", b, "--window", "64K", "--grace-ms", grace])?;
+    let (client, revoker) = (connect()?, connect()?);
     let file = client.open("/f", OpenMode::write())?;
     let mapped = file.map(0, WINDOWS * W)?;
     let drive = client.open_drive(b)?;
@@ -75,10 +89,8 @@ fn part(a: &str, b: &str, first: u64, count: u64, grace: &str) -> Outcome<Vec<Ve
     let (revoked, over) = (AtomicU32::new(0), AtomicBool::new(false));
     let stored = std::thread::scope(|scope| {
         scope.spawn(|| {
-            while !over.load(Ordering::Acquire)
-                && let Ok(client) = Client::connect("/tmp/sock")
-            {
-                revoked.fetch_add(u32::from(client.revoke("/f").is_ok()), Ordering::AcqRel);
+            while !over.load(Ordering::Acquire) && revoker.revoke("/f").is_ok() {
+                revoked.fetch_add(1, Ordering::AcqRel);
             }
         });
         let stored = rounds(&drive, &file, &mapped, first..first + count).map_err(|e| e.to_string());
