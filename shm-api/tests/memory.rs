@@ -293,7 +293,7 @@ fn a_read_that_ends_behind_a_pmr_is_refused_by_the_offset_that_was_asked_for() {
 fn every_byte_of_a_pmr_is_the_same_whatever_is_refused() {
     use rand_xoshiro::Xoshiro256PlusPlus;
     use rand_xoshiro::rand_core::{Rng, SeedableRng};
-    let seed = std::env::var("SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(7);
+    let seed = common::number("SEED").unwrap_or(7);
     println!("SEED={seed}");
     let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
     let rig = Rig::new("emu:ram?size=64M&cmb=1M&pmr=256K", |options| ServerOptions {

@@ -20,7 +20,7 @@ fn stamp(page: u64, version: u64) -> [u8; 8] {
 /// Stamps one page of every window of a file of `size` bytes, then goes to `visits` of them at random, reads what was written last, and
 /// writes every third anew.
 fn run(url: &str, window: usize, size: u64, host_cache: u64, visits: u64) {
-    let seed = std::env::var("SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(5);
+    let seed = common::number("SEED").unwrap_or(5);
     println!("SEED={seed}");
     let setup = Setup { url, window, ..common::SMALL };
     let serving =

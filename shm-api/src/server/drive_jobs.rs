@@ -14,7 +14,7 @@ use p2p::windows::{Ensured, PeerPath};
 
 use super::core::{Core, windows_error};
 use super::drives::OpenDrive;
-use super::jobs::{Answer, Work};
+use super::jobs::{Answer, Work, given_back, no_place};
 use super::peers::was_reset;
 use super::session::{PeerEntry, Session};
 use crate::protocol::messages as m;
@@ -76,10 +76,6 @@ pub(super) struct Bounce {
     /// The drive's part of the present piece; `None`: the window's part is next.
     transfer: Option<DriveTransfer>,
     attempts: u32,
-}
-
-fn retry(text: &str) -> WireError {
-    WireError::new(ErrorCode::NotResident, text)
 }
 
 /// An error of a drive's as it goes to a client.
@@ -186,8 +182,7 @@ impl Core {
     fn place_drive_copy(&mut self, copy: &Copy, now: u64) -> Result<Option<Stage>, WireError> {
         let len = copy.bytes.end - copy.bytes.start;
         if self.incarnation(copy.slot) != copy.incarnation {
-            // Given back since it was asked for. The slot may be that of another file's window by now.
-            return Err(retry("the window was given back meanwhile; ask again"));
+            return Err(given_back());
         }
         let path = if copy.cut_off >= CUT_OFF {
             PeerPath::Bounce(Reason::Revoked)
@@ -267,9 +262,7 @@ impl Core {
                 match stored {
                     // The transfer is done, and says so again.
                     Ok(Ensured::Moving) => return late.map(Err),
-                    Ok(Ensured::Refused(none)) => {
-                        return Some(Err(retry(&format!("no place for the window now ({none}); ask again"))));
-                    }
+                    Ok(Ensured::Refused(none)) => return Some(Err(no_place(none))),
                     Ok(Ensured::Ready(..)) => {}
                     Err(e) => return Some(Err(windows_error(&e))),
                 }

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 
 use extent_fs::FsError;
+use p2p::counters::Reason;
 use p2p::layout::Home;
 use p2p::windows::{Ensured, PeerPath, Progress, Report, Ticket, Want};
 
@@ -132,15 +133,23 @@ pub(super) fn place_number(home: Home) -> u32 {
     }
 }
 
+/// The answer to who asks for a window and gives it back before that is done. The slot may be that of another file's window by then.
+pub(super) fn given_back() -> WireError {
+    WireError::new(ErrorCode::NotResident, "the window was given back meanwhile; ask again")
+}
+
+/// The answer where a window finds no place.
+pub(super) fn no_place(why: Reason) -> WireError {
+    WireError::new(ErrorCode::NotResident, format!("no place for the window now ({why}); ask again"))
+}
+
 impl Core {
     /// Moves a job on. `None`: not done yet.
     pub(super) fn advance(&mut self, job: &mut Job, now: u64) -> Option<Result<Answer, WireError>> {
         if let Some(slot) = job.work.slot()
             && self.incarnation(slot) != job.incarnation
         {
-            // Given back since it was asked for. The slot may be that of another file's window by now.
-            let text = "the window was given back meanwhile; ask again";
-            return Some(Err(WireError::new(ErrorCode::NotResident, text)));
+            return Some(Err(given_back()));
         }
         match &mut job.work {
             Work::Fault { slot, want, leave_cmb, since } => {

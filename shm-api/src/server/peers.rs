@@ -12,7 +12,7 @@ use rustix::fs::{SealFlags, fcntl_add_seals};
 
 use super::core::{Core, windows_error};
 use super::drive_jobs::{Copy, DriveWork, Stage};
-use super::jobs::{Answer, Job, Work};
+use super::jobs::{Answer, Job, Work, no_place};
 use super::names::fs_error;
 use super::session::{PeerEntry, PeerKind, Session};
 use crate::protocol::messages as m;
@@ -334,10 +334,7 @@ impl Core {
         let bounced = if out {
             match self.windows.bounce_from_peer(ino, bytes, (memory.as_ref(), local), why, backing, now) {
                 Ok(Ensured::Moving) => return None,
-                Ok(Ensured::Refused(none)) => {
-                    let text = format!("no place for the window now ({none}); ask again");
-                    return Some(Err(WireError::new(ErrorCode::NotResident, text)));
-                }
+                Ok(Ensured::Refused(none)) => return Some(Err(no_place(none))),
                 Ok(Ensured::Ready(..)) => Ok(()),
                 Err(e) => Err(e),
             }

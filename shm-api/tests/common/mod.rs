@@ -1,6 +1,7 @@
 //! A server on an emulated drive, in a thread of this process or in a process of its own.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -138,6 +139,28 @@ pub fn role() -> Option<(String, Vec<String>)> {
     let role = std::env::var("CMBFS_TEST_ROLE").ok()?;
     let args = std::env::var("CMBFS_TEST_ARGS").unwrap_or_default();
     Some((role, args.lines().map(str::to_owned).collect()))
+}
+
+/// What a helper process does with its arguments.
+pub type Part = fn(&[String]);
+
+/// In a helper process: plays its role, and ends. In the test itself: nothing.
+pub fn play(roles: &[(&str, Part)]) {
+    let Some((role, args)) = role() else { return };
+    let Some((_, part)) = roles.iter().find(|(name, _)| *name == role) else { panic!("no role {role}") };
+    part(&args);
+    std::io::stdout().flush().unwrap();
+    std::process::exit(0);
+}
+
+/// A number from the environment.
+pub fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|s| s.parse().ok())
+}
+
+/// A seed of its own for each run.
+pub fn seed_from_clock() -> u64 {
+    u64::from(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos())
 }
 
 /// Waits until something is so; fails after half a minute.

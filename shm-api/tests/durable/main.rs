@@ -24,24 +24,12 @@ mod common;
 mod drive;
 mod run;
 
-use std::io::Write;
-
+use common::{number, seed_from_clock};
 use run::storm;
 
 #[test]
 fn helper_process() {
-    let Some((role, args)) = common::role() else { return };
-    match role.as_str() {
-        "serve" => drive::serve(&args),
-        "client" => client::client(&args),
-        other => panic!("no role {other}"),
-    }
-    std::io::stdout().flush().unwrap();
-    std::process::exit(0);
-}
-
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().and_then(|s| s.parse().ok())
+    common::play(&[("serve", drive::serve), ("client", client::client)]);
 }
 
 /// Some rounds on either kind of drive under `tests/run`, a few in a quick run.
@@ -59,8 +47,7 @@ fn a_durable_storm() {
 #[test]
 #[ignore = "minutes: SEED=1 SEEDS=40 ROUNDS=20 cargo test --profile test-fast -p shm-api --test durable -- --ignored --nocapture"]
 fn many_durable_storms() {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    let first = number("SEED").unwrap_or(u64::from(now.subsec_nanos()));
+    let first = number("SEED").unwrap_or_else(seed_from_clock);
     for seed in first..first + number("SEEDS").unwrap_or(40) {
         storm(seed, number("ROUNDS").unwrap_or(20));
     }

@@ -23,25 +23,14 @@ mod judge;
 mod parties;
 mod run;
 
-use std::io::Write;
 use std::time::Duration;
 
+use common::{number, seed_from_clock};
 use run::{Size, storm};
 
 #[test]
 fn helper_process() {
-    let Some((role, args)) = common::role() else { return };
-    match role.as_str() {
-        "serve" => run::serve(&args),
-        "party" => parties::party(&args),
-        other => panic!("no role {other}"),
-    }
-    std::io::stdout().flush().unwrap();
-    std::process::exit(0);
-}
-
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().and_then(|s| s.parse().ok())
+    common::play(&[("serve", run::serve), ("party", parties::party)]);
 }
 
 fn seed() -> u64 {
@@ -66,8 +55,7 @@ fn everybody_sees_one_order_but_for_what_resets_took() {
 #[test]
 #[ignore = "minutes: SEED=1 SEEDS=100 SECONDS=2 cargo test --profile test-fast -p shm-api --test order -- --ignored --nocapture"]
 fn many_orders() {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    let first = number("SEED").unwrap_or(u64::from(now.subsec_nanos()));
+    let first = number("SEED").unwrap_or_else(seed_from_clock);
     let lasts = Duration::from_secs(number("SECONDS").unwrap_or(2));
     for seed in first..first + number("SEEDS").unwrap_or(100) {
         storm(seed, Size { lasts, resets: seed.is_multiple_of(3) });

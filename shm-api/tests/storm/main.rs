@@ -26,24 +26,16 @@ mod common;
 mod run;
 mod serve;
 
-use std::io::Write;
-
+use common::{number, seed_from_clock};
 use run::{Size, storm};
 
 #[test]
 fn helper_process() {
-    let Some((role, args)) = common::role() else { return };
-    match role.as_str() {
-        "serve" => serve::serve(&args),
-        "client" => client::client(&args),
-        other => panic!("no role {other}"),
-    }
-    std::io::stdout().flush().unwrap();
-    std::process::exit(0);
+    common::play(&[("serve", serve::serve), ("client", client::client)]);
 }
 
 fn seed() -> u64 {
-    std::env::var("SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(0x5eed_0012)
+    number("SEED").unwrap_or(0x5eed_0012)
 }
 
 /// Ten seconds and more under `tests/run`, a look at it in a quick run.
@@ -64,12 +56,8 @@ fn a_storm_with_resets() {
 #[test]
 #[ignore = "a minute: cargo test --profile test-fast -p shm-api --test storm -- --ignored --nocapture"]
 fn a_minute_of_storm() {
-    let from_clock = || {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-        u64::from(now.subsec_nanos())
-    };
     let chosen = std::env::var_os("SEED").is_some();
-    storm(if chosen { seed() } else { from_clock() }, Size::MINUTE);
+    storm(if chosen { seed() } else { seed_from_clock() }, Size::MINUTE);
 }
 
 #[test]
