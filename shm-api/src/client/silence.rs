@@ -108,7 +108,10 @@ impl Patience {
 
     /// A wait that begins now.
     pub(super) fn begin(&self) -> Silence<'_> {
-        let now = Instant::now();
+        self.begin_at(Instant::now())
+    }
+
+    fn begin_at(&self, now: Instant) -> Silence<'_> {
         Silence { patience: self, heard: now, looked: now, asked: false }
     }
 
@@ -133,13 +136,22 @@ pub(super) struct Silence<'a> {
 impl Silence<'_> {
     /// It has said something.
     pub(super) fn heard(&mut self) {
-        (self.heard, self.asked) = (Instant::now(), false);
+        self.heard_at(Instant::now());
+    }
+
+    fn heard_at(&mut self, now: Instant) {
+        (self.heard, self.asked) = (now, false);
         self.patience.given_up.store(false, Ordering::Relaxed);
     }
 
     /// Whether it is time to ask whether it lives. True once for each silence.
     pub(super) fn is_time_to_ask(&mut self) -> bool {
-        let due = !self.asked && self.heard.elapsed() >= ASK_AFTER.min(self.patience.limit / 4);
+        self.is_time_to_ask_at(Instant::now())
+    }
+
+    fn is_time_to_ask_at(&mut self, now: Instant) -> bool {
+        let due = !self.asked
+            && now.saturating_duration_since(self.heard) >= ASK_AFTER.min(self.patience.limit / 4);
         self.asked |= due;
         due
     }
@@ -147,13 +159,13 @@ impl Silence<'_> {
     /// How long it has been silent, if that is too long.
     pub(super) fn is_over(&mut self) -> Option<Duration> {
         let server = self.patience.server;
-        self.is_over_for(|| server.doing())
+        self.is_over_at(Instant::now(), || server.doing())
     }
 
-    fn is_over_for(&mut self, doing: impl FnOnce() -> Doing) -> Option<Duration> {
-        let silent = self.heard.elapsed();
-        if silent >= LOOK_EVERY && self.looked.elapsed() >= LOOK_EVERY {
-            self.looked = Instant::now();
+    fn is_over_at(&mut self, now: Instant, doing: impl FnOnce() -> Doing) -> Option<Duration> {
+        let silent = now.saturating_duration_since(self.heard);
+        if silent >= LOOK_EVERY && now.saturating_duration_since(self.looked) >= LOOK_EVERY {
+            self.looked = now;
             if doing() == Doing::WaitsForDisk {
                 self.heard = self.looked;
                 return None;
@@ -187,34 +199,37 @@ mod tests {
         assert_eq!(Doing::of(&['S', 'D', 'R']), Doing::WaitsForDisk);
         assert_eq!(Doing::of(&['T', 'D']), Doing::Stopped);
         let patience = Patience::new(Duration::from_millis(300), ServerProcess::new(0));
-        let mut silence = patience.begin();
+        let mut now = Instant::now();
+        let mut silence = patience.begin_at(now);
         for _ in 0..4 {
-            std::thread::sleep(LOOK_EVERY + Duration::from_millis(1));
-            assert_eq!(silence.is_over_for(|| Doing::WaitsForDisk), None);
+            now += LOOK_EVERY + Duration::from_millis(1);
+            assert_eq!(silence.is_over_at(now, || Doing::WaitsForDisk), None);
         }
-        std::thread::sleep(Duration::from_millis(300));
-        assert!(silence.is_over_for(|| Doing::Runs).is_some());
+        now += Duration::from_millis(300);
+        assert!(silence.is_over_at(now, || Doing::Runs).is_some());
     }
 
     #[test]
     fn silence_ends_with_a_word_and_patience_only_comes_back_with_one() {
         let patience = Patience::new(Duration::from_millis(800), ServerProcess::new(0));
-        let mut silence = patience.begin();
-        assert!(silence.is_over().is_none() && !silence.is_time_to_ask());
-        std::thread::sleep(Duration::from_millis(250));
-        assert!(silence.is_time_to_ask() && !silence.is_time_to_ask(), "once");
-        std::thread::sleep(Duration::from_millis(400));
-        silence.heard();
-        std::thread::sleep(Duration::from_millis(300));
-        assert!(silence.is_over().is_none(), "it was heard");
-        std::thread::sleep(Duration::from_millis(550));
-        assert!(silence.is_over().is_some());
+        let mut now = Instant::now();
+        let mut silence = patience.begin_at(now);
+        let is_over = |silence: &mut Silence<'_>, now| silence.is_over_at(now, || Doing::Runs).is_some();
+        assert!(!is_over(&mut silence, now) && !silence.is_time_to_ask_at(now));
+        now += Duration::from_millis(250);
+        assert!(silence.is_time_to_ask_at(now) && !silence.is_time_to_ask_at(now), "once");
+        now += Duration::from_millis(400);
+        silence.heard_at(now);
+        now += Duration::from_millis(300);
+        assert!(!is_over(&mut silence, now), "it was heard");
+        now += Duration::from_millis(550);
+        assert!(is_over(&mut silence, now));
         // The next wait is a short one, until it is heard again.
-        let mut next = patience.begin();
-        std::thread::sleep(LITTLE_PATIENCE);
-        assert!(next.is_over().is_some());
-        next.heard();
-        std::thread::sleep(LITTLE_PATIENCE);
-        assert!(next.is_over().is_none());
+        let mut next = patience.begin_at(now);
+        now += LITTLE_PATIENCE;
+        assert!(is_over(&mut next, now));
+        next.heard_at(now);
+        now += LITTLE_PATIENCE;
+        assert!(!is_over(&mut next, now));
     }
 }
